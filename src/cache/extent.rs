@@ -1,0 +1,129 @@
+//! Extents: the 2 MiB of anonymous memory that hold one segment's blocks.
+//!
+//! The one file that touches raw memory. Its invariant: a byte range of an extent is written only before the block it
+//! belongs to was published (see `cache::Segment`), and read only after. An extent that was recycled as sparse reads as
+//! zeros wherever nothing was written.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use crate::chunk::SEGMENT;
+
+const LEN: usize = SEGMENT as usize;
+
+/// Idle extents kept for reuse: enough for the turnover of a reader and its relays, little against any budget.
+const IDLE: usize = 4;
+
+/// 2 MiB of memory, aligned to 2 MiB so that it can be one huge page.
+pub struct Extent {
+    /// Taken out only while the extent is dropped.
+    memory: Option<Memory>,
+    huge: bool,
+    pool: Arc<Pool>,
+}
+
+struct Memory(NonNull<u8>);
+
+// SAFETY: the pointer is an own mapping, valid until it is unmapped in `drop`, and tied to no thread.
+unsafe impl Send for Memory {}
+// SAFETY: shared access goes through `Extent`'s methods, whose contracts keep writes and reads apart.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: maps exactly what `Memory::map` mapped, once.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), LEN) };
+    }
+}
+
+impl Memory {
+    fn map() -> std::io::Result<Memory> {
+        // Twice the length, so that an aligned extent lies in it whatever address the kernel gives.
+        // SAFETY: a fresh anonymous mapping; the parts outside the aligned extent are unmapped before anyone sees it.
+        unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let start = libc::mmap(std::ptr::null_mut(), 2 * LEN, protection, flags, -1, 0);
+            if start == libc::MAP_FAILED {
+                return Err(std::io::Error::last_os_error());
+            }
+            let start = start.cast::<u8>();
+            let lead = start.align_offset(LEN);
+            if lead > 0 {
+                libc::munmap(start.cast(), lead);
+            }
+            if LEN - lead > 0 {
+                libc::munmap(start.add(lead + LEN).cast(), LEN - lead);
+            }
+            Ok(Memory(NonNull::new(start.add(lead)).expect("mmap never maps page zero")))
+        }
+    }
+
+    fn advise(&self, advice: libc::c_int) {
+        // SAFETY: advice on an own mapping; every advice given here keeps or zeroes its content, and is given while
+        // nobody holds a slice of it.
+        unsafe { libc::madvise(self.0.as_ptr().cast(), LEN, advice) };
+    }
+}
+
+/// Where extents come from and go back to.
+#[derive(Default)]
+pub struct Pool {
+    idle: Mutex<Vec<Memory>>,
+}
+
+impl Pool {
+    /// An extent for a segment. `huge` asks for one huge page, for a segment that will be filled whole; else memory is
+    /// taken page by page as it is written, and what is never written reads as zeros.
+    pub fn take(self: &Arc<Pool>, huge: bool) -> std::io::Result<Extent> {
+        let idle = if huge { self.idle.lock().expect("no holder of this lock panics").pop() } else { None };
+        let memory = match idle {
+            Some(memory) => memory,
+            None => {
+                let memory = Memory::map()?;
+                memory.advise(if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
+                memory
+            }
+        };
+        Ok(Extent { memory: Some(memory), huge, pool: self.clone() })
+    }
+}
+
+impl Extent {
+    fn start(&self) -> *mut u8 {
+        self.memory.as_ref().expect("present until the extent is dropped").0.as_ptr()
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Safety
+    /// No slice of this range is alive, and nobody else writes to it at the same time.
+    pub unsafe fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= LEN, "a write stays inside its extent");
+        // SAFETY: in bounds by the assertion, unshared by the caller's promise, and `bytes` cannot overlap it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start().add(offset), bytes.len()) };
+    }
+
+    /// The bytes at `offset`.
+    ///
+    /// # Safety
+    /// Nobody writes to this range while the slice is alive.
+    pub unsafe fn slice(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset + len <= LEN, "a slice stays inside its extent");
+        // SAFETY: in bounds by the assertion, initialised since anonymous memory starts as zeros, unwritten by the
+        // caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start().add(offset), len) }
+    }
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        // Only huge extents are used again as they are: all their blocks are written before they are read.
+        if let (true, Some(memory)) = (self.huge, self.memory.take()) {
+            let mut idle = self.pool.idle.lock().expect("no holder of this lock panics");
+            if idle.len() < IDLE {
+                idle.push(memory);
+            }
+        }
+    }
+}
