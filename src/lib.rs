@@ -9,5 +9,7 @@ pub mod cache;
 pub mod catalogue;
 pub mod keys;
 pub mod wire;
+// decisions
+pub mod swarm;
 // effects
 pub mod driver;

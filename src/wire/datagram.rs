@@ -55,7 +55,7 @@ pub struct Welcome {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Datagram {
     Join(Join),
-    Peers(Welcome),
+    Peers(Box<Welcome>),
 }
 
 const MAGIC: &[u8; 4] = b"swfs";
@@ -136,7 +136,7 @@ impl Datagram {
                     peers: read_peers(&mut from)?,
                 };
                 from.end()?;
-                Ok(Datagram::Peers(welcome))
+                Ok(Datagram::Peers(Box::new(welcome)))
             }
             _ => Err(Malformed::Kind(kind)),
         }
@@ -187,7 +187,7 @@ mod tests {
         let key = OriginKey::from_seed(&[1; 32]);
         let head = TreeHead::sign(name.parse().unwrap(), 9, PageHash([2; 32]), 0, Totals::default(), &key);
         let peers = (0..peers).map(peer).collect();
-        Datagram::Peers(Welcome { node: NodeId(5), port: 19024, origin: true, head, peers })
+        Datagram::Peers(Box::new(Welcome { node: NodeId(5), port: 19024, origin: true, head, peers }))
     }
 
     fn join(tree: Option<&str>) -> Datagram {

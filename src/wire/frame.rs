@@ -53,6 +53,8 @@ pub const MAX_BODY: usize = u16::MAX as usize;
 pub const MAX_OFFER: usize = 8;
 /// Entries in a window.
 pub const MAX_WINDOW: usize = 256;
+/// Blocks in one run: half a GiB, beyond any window; a longer one would only cost whoever looks at it.
+pub const MAX_RUN: u32 = 16 * 1024;
 /// The top bit of a transfer's number: it was asked for by WANT.
 pub const WANTED: u32 = 1 << 31;
 
@@ -441,7 +443,7 @@ fn read_run(from: &mut Reader) -> Result<Run, Malformed> {
 /// A run is never empty and never ends beyond the last number.
 fn blocks(object: ObjectId, from: &mut Reader) -> Result<Run, Malformed> {
     let (first, count) = (from.u32()?, from.u32()?);
-    if count == 0 || first.checked_add(count).is_none() {
+    if count == 0 || count > MAX_RUN || first.checked_add(count).is_none() {
         return Err(Malformed::Bound("run"));
     }
     Ok(Run { object, first, count })
@@ -611,7 +613,7 @@ mod tests {
 
     #[test]
     fn a_run_across_segments_or_of_nothing_is_refused() {
-        for (first, count) in [(63, 2), (0, 0), (u32::MAX, 1)] {
+        for (first, count) in [(63, 2), (0, 0), (u32::MAX, 1), (0, MAX_RUN + 1)] {
             let mut bytes = Vec::new();
             Frame::Accept { id: 0, run: Run { object: ObjectId([0; 16]), first, count } }.encode(&mut bytes);
             assert!(decode(&bytes).is_err(), "{first} {count}");
