@@ -8,6 +8,7 @@ pub mod chunk;
 pub mod cache;
 pub mod catalogue;
 pub mod keys;
+pub mod settings;
 pub mod wire;
 // effects
 pub mod driver;
