@@ -12,3 +12,5 @@ pub mod settings;
 pub mod wire;
 // effects
 pub mod driver;
+// command line
+pub mod cli;
