@@ -12,5 +12,7 @@ pub mod settings;
 pub mod wire;
 // effects
 pub mod driver;
+// fronts
+pub mod control;
 // command line
 pub mod cli;
