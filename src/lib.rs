@@ -8,8 +8,13 @@ pub mod chunk;
 pub mod cache;
 pub mod catalogue;
 pub mod keys;
+pub mod settings;
 pub mod wire;
 // decisions
 pub mod swarm;
 // effects
 pub mod driver;
+// fronts
+pub mod control;
+// command line
+pub mod cli;
