@@ -11,3 +11,4 @@ pub mod keys;
 pub mod wire;
 // effects
 pub mod driver;
+pub mod origin;
