@@ -14,6 +14,8 @@ pub mod wire;
 pub mod swarm;
 // effects
 pub mod driver;
+pub mod net;
+pub mod origin;
 // fronts
 pub mod control;
 // command line
