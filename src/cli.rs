@@ -12,9 +12,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::keys::PublicKey;
-use crate::settings::{
-    self, CacheSettings, MountSettings, NetSettings, PathSpec, Patience, ServeSettings, TreeSpec, Unfit,
-};
+use crate::settings::{self, CacheSettings, MountSettings, NetSettings, PathSpec, ServeSettings, TreeSpec, Unfit};
 use crate::wire::head::TreeName;
 
 mod options;
@@ -167,7 +165,7 @@ pub struct StatusArgs {
 }
 
 /// What every node takes.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Network and memory")]
 pub struct NodeArgs {
     /// Use this interface; repeatable [default: each that is up and broadcasts]
@@ -282,6 +280,7 @@ mod tests {
 
     use super::*;
     use crate::keys::OriginKey;
+    use crate::settings::Patience;
 
     const RAM: u64 = 1 << 30;
 

@@ -14,5 +14,8 @@ pub mod wire;
 pub mod driver;
 // fronts
 pub mod control;
+pub mod fuse;
+pub mod stream;
 // command line
 pub mod cli;
+pub mod run;
