@@ -10,6 +10,8 @@ pub mod catalogue;
 pub mod keys;
 pub mod settings;
 pub mod wire;
+// decisions
+pub mod swarm;
 // effects
 pub mod driver;
 // fronts
