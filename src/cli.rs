@@ -18,7 +18,7 @@ use crate::wire::head::TreeName;
 mod options;
 
 use options::Draft;
-pub use options::OptionError;
+pub use options::{OptionError, mount_words};
 
 /// A read-only filesystem whose chunks travel through a LAN swarm.
 ///
@@ -62,8 +62,8 @@ pub enum Command {
 
 /// Offer a directory tree to the network.
 ///
-/// Stays in the foreground until SIGINT or SIGTERM. Files are read when they are first asked for, and a change in the
-/// tree is seen by new readers within a second. Prints the tree's name and the public key that its bytes are signed with.
+/// Stays in the foreground until SIGINT or SIGTERM. Files are read when they are first asked for. Prints the tree's name
+/// and the public key that its bytes are signed with.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: swarmfs serve /srv/images --name boards --interface eth1")]
 pub struct ServeArgs {
