@@ -3,15 +3,19 @@
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::cache::Slice;
 use crate::catalogue::Page;
 use crate::chunk::ObjectId;
-use crate::wire::head::{PageHash, TreeHead};
+use crate::keys::PublicKey;
+use crate::settings::{CacheSettings, NetSettings};
+use crate::wire::head::{PageHash, TreeHead, TreeName};
 
 /// A running node, as fronts see it. Cloning gives another handle to the same node.
 #[derive(Clone)]
@@ -47,6 +51,77 @@ pub type Slices = Vec<Slice>;
 pub type ReadDone = Box<dyn FnOnce(Result<Slices, Unavailable>) + Send>;
 pub type PageDone = Box<dyn FnOnce(Result<Arc<Page>, Unavailable>) + Send>;
 
+/// An origin of a tree, as it answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    pub host: SocketAddr,
+    pub tree: TreeName,
+    pub key: PublicKey,
+}
+
+/// The tree that was asked for, and who offers it.
+pub struct Found {
+    pub head: Arc<TreeHead>,
+    pub offers: Vec<Offer>,
+}
+
+/// Why no tree was found.
+#[derive(Debug, Error)]
+pub enum DiscoverError {
+    #[error("no origin answered")]
+    NoOrigin { tried: Vec<(String, IpAddr)> },
+    #[error("several trees are offered")]
+    SeveralTrees(Vec<Offer>),
+    #[error("origins with different keys offer the tree")]
+    SeveralKeys(Vec<Offer>),
+    #[error("the tree is not offered")]
+    TreeMissing { trees: Vec<Offer> },
+    #[error("cannot use the network: {0}")]
+    Network(std::io::Error),
+}
+
+/// What a node can say of itself at this moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub port: u16,
+    pub peers: Vec<Neighbour>,
+    pub chunks_held: u64,
+    pub cache_used: u64,
+    pub cache_budget: u64,
+    pub from_origin: u64,
+    pub from_peers: u64,
+    pub to_peers: u64,
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub address: SocketAddr,
+    pub origin: bool,
+    pub position: Option<u64>,
+}
+
+/// Asks the network for the tree, or for the one tree that there is.
+pub fn discover(_net: &NetSettings, _tree: Option<&TreeName>, _patience: Duration) -> Result<Found, DiscoverError> {
+    unimplemented!()
+}
+
+/// Joins the swarm of the tree found.
+pub fn join(_found: Found, _net: &NetSettings, _cache: &CacheSettings) -> std::io::Result<Client> {
+    unimplemented!()
+}
+
+/// Offers the directory to the swarm.
+pub fn serve(
+    _dir: &std::path::Path,
+    _name: &TreeName,
+    _state: &std::path::Path,
+    _net: &NetSettings,
+    _cache: &CacheSettings,
+) -> std::io::Result<Client> {
+    unimplemented!()
+}
+
 /// A stretch of an object that a reader will want, in the order handed down.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wanted {
@@ -59,6 +134,11 @@ pub struct Wanted {
 }
 
 impl Client {
+    /// What the node is doing.
+    pub fn snapshot(&self) -> Snapshot {
+        unimplemented!()
+    }
+
     /// The newest head of the tree that this node has accepted.
     pub fn head(&self) -> Arc<TreeHead> {
         unimplemented!()

@@ -18,5 +18,8 @@ pub mod net;
 pub mod origin;
 // fronts
 pub mod control;
+pub mod fuse;
+pub mod stream;
 // command line
 pub mod cli;
+pub mod run;
