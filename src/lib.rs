@@ -11,3 +11,7 @@ pub mod keys;
 pub mod wire;
 // effects
 pub mod driver;
+// fronts
+pub mod fs;
+pub mod fuse;
+pub mod stream;
