@@ -1,0 +1,2 @@
+//! x
+pub use super::process::wait_until;
