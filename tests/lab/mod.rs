@@ -109,11 +109,8 @@ impl Lab {
     fn build(count: usize, link: Link, turn: Option<Turn>) -> Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
         assert!(count < 250, "a lab's hosts share one /24");
-        let scratch = scratch_root().join(format!(
-            "lab-{}-{}",
-            std::process::id(),
-            LABS.fetch_add(1, Ordering::Relaxed)
-        ));
+        let scratch =
+            scratch_root().join(format!("lab-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed)));
         sweep();
         fs::create_dir_all(&scratch).expect("the build directory can be written");
 

@@ -106,7 +106,8 @@ impl Space {
         let table = fs::read_to_string(format!("/proc/{}/net/dev", self.pid)).expect("the holder lives");
         let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
         let line = line.unwrap_or_else(|| panic!("{} has no {interface}", self.name));
-        let fields: Vec<u64> = line.split_whitespace().map(|field| field.parse().expect("counters are numbers")).collect();
+        let fields: Vec<u64> =
+            line.split_whitespace().map(|field| field.parse().expect("counters are numbers")).collect();
         (fields[0], fields[8])
     }
 
