@@ -18,6 +18,7 @@ use crate::control::places::{Environment, PlaceError};
 use crate::control::{Failure, Status};
 use crate::driver::DiscoverError;
 use crate::fuse::mount::{MountError, UnmountError};
+use crate::origin::{OriginError, StateError};
 use crate::settings::NetSettings;
 use crate::wire::head::TreeName;
 
@@ -59,6 +60,12 @@ pub enum RunError {
     Unnamed { name: OsString },
     #[error("cannot start the node: {0}")]
     Start(io::Error),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    #[error("{mountpoint:?}: the tree's {dir:?} cannot be shown: {reason}")]
+    Root { mountpoint: PathBuf, dir: PathBuf, reason: crate::fs::Error },
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]

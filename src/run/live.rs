@@ -2,23 +2,31 @@
 //!
 //! The one file of the command line that names the event loop and the reading of files through it.
 
+use std::ffi::OsString;
 use std::future::Future;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{RunError, runtime_dir};
+use crate::catalogue::{self, Kind};
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer};
+use crate::fs;
+use crate::origin::{StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings};
-use crate::stream::{self, StreamError};
+use crate::stream::{Embedded, Stream, StreamError};
 use crate::wire::head::TreeName;
 
 /// How long a network is asked for an origin: several times what one takes to answer three lost datagrams.
@@ -75,7 +83,10 @@ pub fn serve(
     net: &NetSettings,
     cache: &CacheSettings,
 ) -> Result<Live, RunError> {
-    let client = driver::serve(dir, name, state, net, cache).map_err(RunError::Start)?;
+    let state = StateDir::at(state)?;
+    let key = state.key()?;
+    let tree = Tree::open(dir, name.clone(), &state, key)?;
+    let client = driver::serve(Arc::new(tree), net, cache).map_err(RunError::Start)?;
     Ok(Live { client, role: Role::Origin, directory: Some(dir.to_owned()), mountpoint: None })
 }
 
@@ -169,19 +180,101 @@ impl Node for Live {
     }
 
     fn list<'a>(&'a self, path: &'a Path, entries: mpsc::Sender<Entry>) -> Answer<'a, ()> {
-        Box::pin(async move { stream::list(&self.client, path, entries).await.map_err(failure) })
+        Box::pin(async move {
+            let tree = Embedded::new(self.client.clone());
+            let path = path.as_os_str().as_bytes();
+            let there = tree.entry(path, true).await.map_err(failure)?;
+            if *there.row.kind() != Kind::Directory {
+                let there = tree.entry(path, false).await.map_err(failure)?;
+                return entries.send(line(&there)).await.map_err(|_| Failure::Stopped);
+            }
+            // A directory's parts are small; whoever prints them slowly holds up nobody else.
+            let (parts, mut listed) = mpsc::unbounded_channel();
+            let listing = tree.list(path, move |part| drop(parts.send(part)));
+            let handing_on = async {
+                while let Some(part) = listed.recv().await {
+                    for entry in &part {
+                        entries.send(line(entry)).await.map_err(|_| Failure::Stopped)?;
+                    }
+                }
+                Ok(())
+            };
+            let (listed, handed_on) = tokio::join!(listing, handing_on);
+            listed.map_err(failure).and(handed_on)
+        })
     }
 
     fn open<'a>(&'a self, path: &'a Path) -> Answer<'a, Box<dyn AsyncRead + Send + Unpin>> {
         Box::pin(async move {
-            let file = stream::open(&self.client, path).await.map_err(failure)?;
-            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
+            let file = Embedded::new(self.client.clone()).open(path.as_os_str().as_bytes()).await.map_err(failure)?;
+            Ok(Box::new(Told(file)) as Box<dyn AsyncRead + Send + Unpin>)
         })
     }
 }
 
+/// A file whose errors carry the `Failure` that a client is told.
+struct Told(Stream);
+
+impl AsyncRead for Told {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.0).poll_read(cx, into));
+        Poll::Ready(read.map_err(|error| {
+            let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<fs::Error>());
+            io::Error::other(reason.map_or(Failure::Unreadable, |reason| of_fs(*reason)))
+        }))
+    }
+}
+
+fn line(entry: &catalogue::Entry) -> Entry {
+    let (row, attributes) = (&entry.row, entry.row.attributes());
+    let (kind, rdev) = match *row.kind() {
+        Kind::File { .. } => (libc::S_IFREG, 0),
+        Kind::Directory => (libc::S_IFDIR, 0),
+        Kind::Symlink { .. } => (libc::S_IFLNK, 0),
+        Kind::Fifo => (libc::S_IFIFO, 0),
+        Kind::Socket => (libc::S_IFSOCK, 0),
+        Kind::CharDevice { rdev } => (libc::S_IFCHR, rdev),
+        Kind::BlockDevice { rdev } => (libc::S_IFBLK, rdev),
+    };
+    Entry {
+        name: OsString::from_vec(row.name().to_vec()),
+        mode: kind | attributes.mode as u32,
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        size: attributes.size,
+        mtime_s: attributes.mtime.sec,
+        rdev,
+        target: match row.kind() {
+            Kind::Symlink { target } => Some(OsString::from_vec(target.to_vec()).into()),
+            _ => None,
+        },
+    }
+}
+
 fn failure(error: StreamError) -> Failure {
-    error.0
+    match error {
+        StreamError::Path { reason, .. } => of_fs(reason),
+        StreamError::IsADirectory(_) => Failure::IsADirectory,
+    }
+}
+
+fn of_fs(error: fs::Error) -> Failure {
+    match error {
+        fs::Error::NotFound | fs::Error::NameTooLong => Failure::NotFound,
+        fs::Error::NotADirectory => Failure::NotADirectory,
+        fs::Error::NotAFile | fs::Error::NotALink => Failure::NotAFile,
+        fs::Error::Loop => Failure::LinkLoop,
+        fs::Error::Stale => Failure::Gone,
+        fs::Error::TimedOut => Failure::TimedOut,
+        fs::Error::Interrupted | fs::Error::Ended => Failure::Stopped,
+        fs::Error::Unreadable
+        | fs::Error::Malformed
+        | fs::Error::Collision
+        | fs::Error::NoAttribute
+        | fs::Error::BeyondEnd
+        | fs::Error::BadHandle => Failure::Unreadable,
+    }
 }
 
 /// What a person does about a tree that was not found.
@@ -208,6 +301,11 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
         }
         DiscoverError::SeveralKeys(offers) => format!(
             "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
+            lines(offers, true)
+        ),
+        DiscoverError::WrongKey(offers) => format!(
+            "{wanted} is offered with another key than the one given with --key; compare with what `swarmfs serve` \
+             printed at its origin:{}",
             lines(offers, true)
         ),
         DiscoverError::TreeMissing { trees } => {

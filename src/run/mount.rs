@@ -5,6 +5,7 @@
 //! the command's own, told where the command was given.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,10 +15,11 @@ use tracing::{info, warn};
 use super::live::{self, Live, Signals};
 use super::{RunError, is_root, log, ram_bytes, report, say, status};
 use crate::cli::MountArgs;
+use crate::fs::{self, Fs};
+use crate::fuse;
 use crate::fuse::daemon::{Outcome, Readiness, Role, daemonize};
 use crate::fuse::mount::MountError;
-use crate::fuse::{self, Session};
-use crate::settings::{CacheSettings, MountSettings, NetSettings};
+use crate::settings::{CacheSettings, MountSettings, NetSettings, Patience};
 
 /// Runs the command and gives its exit status.
 pub fn mount(args: MountArgs) -> u8 {
@@ -39,7 +41,7 @@ pub fn mount(args: MountArgs) -> u8 {
 /// A mount that answers, its node, and what will end them.
 struct Mounted {
     // In the order in which they end: the session's requests need the node.
-    session: Session,
+    session: Arc<fuse::Mounted>,
     node: Arc<Live>,
     signals: Signals,
     runtime: Runtime,
@@ -54,8 +56,32 @@ fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> 
     };
     let found = live::find(net, settings.tree.as_ref())?;
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
-    let session = fuse::start(node.client(), settings)?;
+    let session = Arc::new(attach(&node, settings, &point)?);
     Ok(Mounted { session, node, signals, runtime })
+}
+
+/// Shows the node's tree on the mountpoint.
+fn attach(node: &Live, settings: &MountSettings, point: &Path) -> Result<fuse::Mounted, RunError> {
+    let patience = match settings.patience {
+        Patience::Hard => None,
+        Patience::Soft(patience) => Some(patience),
+    };
+    let shown = fs::Settings { root: settings.subdir.as_os_str().as_bytes().to_vec(), patience };
+    let (told, hear) = std::sync::mpsc::channel();
+    Fs::start(node.client().clone(), shown, move |started| drop(told.send(started)));
+    let refused = |reason| RunError::Root { mountpoint: point.to_owned(), dir: settings.subdir.clone(), reason };
+    let fs = hear.recv().unwrap_or(Err(fs::Error::Ended)).map_err(refused)?;
+    let source = match &settings.source {
+        Some(source) => source.clone(),
+        None => node.client().head().name.as_str().into(),
+    };
+    let how = fuse::Settings {
+        suid: settings.suid,
+        dev: settings.dev,
+        exec: !settings.noexec,
+        ..fuse::Settings::new(source, point)
+    };
+    Ok(fuse::mount(fs, &how)?)
 }
 
 /// The mountpoint by its real path. Looked at before the network is, so that a slip of the finger is told at once.
@@ -83,12 +109,16 @@ impl Mounted {
         if !foreground {
             log::to_background();
         }
-        runtime.block_on(node.attend(signals, session.ended()));
+        let watched = session.clone();
+        let ended = async move { drop(tokio::task::spawn_blocking(move || watched.wait()).await) };
+        runtime.block_on(node.attend(signals, ended));
         // After a signal it is still there: programs that use it keep what they have open, new ones find it gone.
         if let Err(error) = session.unmount() {
             warn!(%error, "the mount could not be taken away");
             return status::SYSTEM;
         }
+        // Whoever waits for the mount's end learns of it now; the runtime must not wait for that thread.
+        runtime.shutdown_background();
         info!("unmounted");
         status::DONE
     }
