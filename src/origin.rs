@@ -182,19 +182,7 @@ impl Tree {
             return Err(SegmentError::Unknown);
         }
         into.resize(len as usize, 0);
-        for _ in 0..ATTEMPTS {
-            let before = self.stamp(&held)?;
-            settled(&before)?;
-            self.confirm(&held, before.ctime)?;
-            self.read_segment(&held, id.index, into)?;
-            // Looked at again after the bytes were read, so that they belong to what was identified.
-            if self.stamp(&held)?.ctime == before.ctime
-                && let Some(header) = self.certify(&held, id, into, before.ctime)?
-            {
-                return Ok(header);
-            }
-        }
-        Err(SegmentError::Unsettled { ready_in: SETTLE })
+        self.read_certified(&held, id, into, |into| self.read_segment(&held, id.index, into))
     }
 
     /// Lists the tree again; true if it changed, and with it the head. Objects of the old head that are held open can
@@ -260,6 +248,29 @@ impl Tree {
         info!(path = %held.path.escape_ascii(), "a file was changed in place: readers of its old version are told");
         self.held.remove(&held.object);
         Err(SegmentError::Gone)
+    }
+
+    /// Has `read` fill `into` while the file stays what it is, and certifies that.
+    fn read_certified(
+        &self,
+        held: &Held,
+        id: SegmentId,
+        into: &mut [u8],
+        mut read: impl FnMut(&mut [u8]) -> Result<(), SegmentError>,
+    ) -> Result<SegmentHeader, SegmentError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.stamp(held)?;
+            settled(&before)?;
+            self.confirm(held, before.ctime)?;
+            read(into)?;
+            // Looked at again after the bytes were read, so that they belong to what was identified.
+            if self.stamp(held)?.ctime == before.ctime
+                && let Some(header) = self.certify(held, id, into, before.ctime)?
+            {
+                return Ok(header);
+            }
+        }
+        Err(SegmentError::Unsettled { ready_in: SETTLE })
     }
 
     /// Makes sure that what was signed of this object is what the file holds, if its ctime moved since.

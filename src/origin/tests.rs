@@ -214,6 +214,45 @@ fn a_file_that_shrinks_while_it_is_read_never_gives_bytes_of_two_versions() {
     }
 }
 
+/// Bytes read before a change and identified after it, or the other way round, would be signed as what they are not.
+#[test]
+fn a_change_between_identifying_and_reading_is_noticed() {
+    let served = Served::new();
+    let path = served.write("file", b"one");
+    let tree = served.open();
+    let id = SegmentId { object: object(&tree, "file"), index: 0 };
+    let held = tree.hold(id.object).unwrap();
+    let hide_change = |bytes: &[u8]| {
+        let time = modified(&path);
+        fs::write(&path, bytes).unwrap();
+        set_modified(&path, time);
+    };
+    // Its time is put back, so only ctime tells: it is read again, and what is signed is what was read last.
+    let mut bytes = [0; 3];
+    let mut changes = [&b"two"[..], b"six"].into_iter();
+    let header = tree.read_certified(&held, id, &mut bytes, |into| {
+        tree.read_segment(&held, 0, into)?;
+        changes.next().into_iter().for_each(hide_change);
+        Ok(())
+    });
+    assert_eq!(&bytes, b"six");
+    assert!(certifies(&header.unwrap(), b"six"));
+    // A file that never rests is not signed at all; one whose time moved is gone.
+    let other = SegmentId { object: object(&tree, "file"), index: 0 };
+    let restless = tree.read_certified(&held, other, &mut bytes, |into| {
+        tree.read_segment(&held, 0, into)?;
+        hide_change(b"six");
+        Ok(())
+    });
+    assert_eq!(restless, Err(SegmentError::Unsettled { ready_in: SETTLE }));
+    let changed = tree.read_certified(&held, other, &mut bytes, |into| {
+        tree.read_segment(&held, 0, into)?;
+        fs::write(&path, b"ten").unwrap();
+        Ok(())
+    });
+    assert_eq!(changed, Err(SegmentError::Gone));
+}
+
 #[test]
 fn a_version_replaced_by_rename_is_served_to_its_end_and_the_new_one_beside_it() {
     let served = Served::new();
