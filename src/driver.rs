@@ -74,6 +74,8 @@ pub enum DiscoverError {
     SeveralTrees(Vec<Offer>),
     #[error("origins with different keys offer the tree")]
     SeveralKeys(Vec<Offer>),
+    #[error("the tree is offered with another key than the one given")]
+    WrongKey(Vec<Offer>),
     #[error("the tree is not offered")]
     TreeMissing { trees: Vec<Offer> },
     #[error("cannot use the network: {0}")]
@@ -111,14 +113,8 @@ pub fn join(_found: Found, _net: &NetSettings, _cache: &CacheSettings) -> std::i
     unimplemented!()
 }
 
-/// Offers the directory to the swarm.
-pub fn serve(
-    _dir: &std::path::Path,
-    _name: &TreeName,
-    _state: &std::path::Path,
-    _net: &NetSettings,
-    _cache: &CacheSettings,
-) -> std::io::Result<Client> {
+/// Offers a tree.
+pub fn serve(_tree: Arc<crate::origin::Tree>, _net: &NetSettings, _cache: &CacheSettings) -> std::io::Result<Client> {
     unimplemented!()
 }
 

@@ -14,8 +14,10 @@ pub mod wire;
 pub mod swarm;
 // effects
 pub mod driver;
+pub mod origin;
 // fronts
 pub mod control;
+pub mod fs;
 pub mod fuse;
 pub mod stream;
 // command line
