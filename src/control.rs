@@ -16,6 +16,8 @@ use thiserror::Error;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
+use crate::fs;
+
 pub mod client;
 pub mod places;
 mod protocol;
@@ -125,8 +127,6 @@ pub enum Failure {
     NotAFile,
     #[error("too many levels of symbolic links")]
     LinkLoop,
-    #[error("a symbolic link leads out of the tree")]
-    LeavesTree,
     #[error("the file was replaced or removed at the origin while it was read; read it again")]
     Gone,
     #[error("the origin cannot read it; its log says why")]
@@ -139,6 +139,21 @@ pub enum Failure {
     BadRequest,
     #[error("the node serves as many clients as it can")]
     Busy,
+}
+
+impl From<fs::Error> for Failure {
+    fn from(error: fs::Error) -> Failure {
+        match error {
+            fs::Error::NotFound | fs::Error::NameTooLong => Failure::NotFound,
+            fs::Error::NotADirectory => Failure::NotADirectory,
+            fs::Error::NotAFile | fs::Error::NotALink => Failure::NotAFile,
+            fs::Error::Loop => Failure::LinkLoop,
+            fs::Error::Stale => Failure::Gone,
+            fs::Error::TimedOut => Failure::TimedOut,
+            fs::Error::Ended | fs::Error::Interrupted => Failure::Stopped,
+            _ => Failure::Unreadable,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use crate::control::client::{ClientError, nodes_in};
 use crate::control::places::{Environment, PlaceError};
 use crate::control::{Failure, Status};
 use crate::driver::DiscoverError;
-use crate::fuse::mount::{MountError, UnmountError};
-use crate::origin::{OriginError, StateError};
+use crate::fuse::{MountError, UnmountError};
+use crate::origin::OriginError;
 use crate::settings::NetSettings;
 use crate::wire::head::TreeName;
 
@@ -58,18 +58,16 @@ pub enum RunError {
         "cannot call a tree {name:?}, as its directory is called; give it a name with --name, for example --name images"
     )]
     Unnamed { name: OsString },
-    #[error("cannot start the node: {0}")]
-    Start(io::Error),
-    #[error(transparent)]
-    State(#[from] StateError),
     #[error(transparent)]
     Origin(#[from] OriginError),
-    #[error("{mountpoint:?}: the tree's {dir:?} cannot be shown: {reason}")]
-    Root { mountpoint: PathBuf, dir: PathBuf, reason: crate::fs::Error },
+    #[error("cannot start the node: {0}")]
+    Start(io::Error),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
     Unmount(#[from] UnmountError),
+    #[error("cannot show {:?} of the tree: {reason}", .subdir)]
+    Root { subdir: PathBuf, reason: Failure },
     #[error("cannot go into the background: {0}")]
     Background(io::Error),
     #[error("cannot list {dir:?}: {reason}")]
@@ -126,7 +124,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Mount(args) => return ExitCode::from(mount::mount(args)),
-        Command::Umount(UmountArgs { dir }) => crate::fuse::mount::unmount(&dir, false).map_err(RunError::from),
+        Command::Umount(UmountArgs { dir }) => crate::fuse::unmount(&dir, false).map_err(RunError::from),
         Command::Ls(args) => list::ls(args),
         Command::Cat(args) => list::cat(args),
         Command::Status(args) => show_status(&args),
@@ -170,10 +168,6 @@ fn ram_bytes() -> u64 {
 
 fn runtime_dir() -> Result<PathBuf, PlaceError> {
     Environment { variable: &|name| std::env::var_os(name), root: is_root() }.runtime_dir()
-}
-
-fn state_dir() -> Result<PathBuf, PlaceError> {
-    Environment { variable: &|name| std::env::var_os(name), root: is_root() }.state_dir()
 }
 
 /// What every node of this host says of itself; one that does not answer is named on standard error.

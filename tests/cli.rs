@@ -169,6 +169,31 @@ fn a_directory_that_is_not_there_is_not_served() {
 }
 
 #[test]
+fn a_mount_that_fails_ends_with_32_and_says_why_in_the_foreground_and_in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for flag in ["", "-f"] {
+        let output = run(dir.path(), &format!("mount images: /nonexistent/mnt {flag}"));
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(32), "{message}");
+        assert!(message.starts_with("swarmfs: mount point \"/nonexistent/mnt\" does not exist"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        let output = run(dir.path(), &format!("mount {} {flag}", file.display()));
+        assert_eq!(output.status.code(), Some(32));
+        assert!(text(&output.stderr).contains("is not a directory"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn what_is_not_mounted_cannot_be_unmounted() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), &format!("umount {}", dir.path().display()));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("swarmfs: nothing is mounted on"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_host_without_nodes_has_an_empty_status() {
     let dir = tempfile::tempdir().unwrap();
     let output = run(dir.path(), "status");

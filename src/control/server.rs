@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::protocol::{FRAME_HEAD, Frame, MAX_BODY, REQUEST_HEAD, Request, failure_code};
 use super::{Entry, Failure, Node};
+use crate::fs;
 
 /// Entries that may wait for a client: little more than one page's rows, so a listing is never held whole.
 const LISTED_AHEAD: usize = 256;
@@ -246,9 +247,12 @@ async fn read_some(file: &mut (dyn AsyncRead + Send + Unpin), buffer: &mut [u8])
     }
 }
 
-/// A node's readers put the failure into the error; anything else means that the bytes are out of reach.
+/// Readers put what happened into the error; anything else means that the bytes are out of reach.
 pub fn failure_in(error: &io::Error) -> Failure {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<Failure>()).copied().unwrap_or(Failure::Unreadable)
+    let inner = error.get_ref();
+    let failure = inner.and_then(|inner| inner.downcast_ref::<Failure>()).copied();
+    let of_fs = || inner.and_then(|inner| inner.downcast_ref::<fs::Error>()).map(|error| Failure::from(*error));
+    failure.or_else(of_fs).unwrap_or(Failure::Unreadable)
 }
 
 async fn send_data<W: AsyncWriteExt + Unpin>(body: &[u8], to: &mut W) -> io::Result<()> {

@@ -4,29 +4,25 @@
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{RunError, runtime_dir};
-use crate::catalogue::{self, Kind};
+use crate::catalogue::{self, Kind, Row};
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer};
-use crate::fs;
-use crate::origin::{StateDir, Tree};
+use crate::origin::{OriginError, StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings};
-use crate::stream::{Embedded, Stream, StreamError};
+use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
 
 /// How long a network is asked for an origin: several times what one takes to answer three lost datagrams.
@@ -35,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A node of this process; it stops when this is dropped.
 pub struct Live {
     client: Client,
+    files: Embedded,
     role: Role,
     directory: Option<PathBuf>,
     mountpoint: Option<PathBuf>,
@@ -72,25 +69,24 @@ pub fn find(net: &NetSettings, tree: Option<&TreeName>) -> Result<Found, RunErro
 /// A node that reads.
 pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
     let client = driver::join(found, net, cache).map_err(RunError::Start)?;
-    Ok(Live { client, role: Role::Stream, directory: None, mountpoint: None })
+    Ok(Live::new(client, Role::Stream, None))
 }
 
 /// A node with the tree on its disk.
-pub fn serve(
-    dir: &Path,
-    name: &TreeName,
-    state: &Path,
-    net: &NetSettings,
-    cache: &CacheSettings,
-) -> Result<Live, RunError> {
-    let state = StateDir::at(state)?;
-    let key = state.key()?;
-    let tree = Tree::open(dir, name.clone(), &state, key)?;
+pub fn serve(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
+    let state = StateDir::locate().map_err(OriginError::from)?;
+    let key = state.key().map_err(OriginError::from)?;
+    let tree = Tree::open(dir, name, &state, key)?;
     let client = driver::serve(Arc::new(tree), net, cache).map_err(RunError::Start)?;
-    Ok(Live { client, role: Role::Origin, directory: Some(dir.to_owned()), mountpoint: None })
+    Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
 }
 
 impl Live {
+    fn new(client: Client, role: Role, directory: Option<PathBuf>) -> Live {
+        let files = Embedded::new(client.clone());
+        Live { client, files, role, directory, mountpoint: None }
+    }
+
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -181,99 +177,75 @@ impl Node for Live {
 
     fn list<'a>(&'a self, path: &'a Path, entries: mpsc::Sender<Entry>) -> Answer<'a, ()> {
         Box::pin(async move {
-            let tree = Embedded::new(self.client.clone());
             let path = path.as_os_str().as_bytes();
-            let there = tree.entry(path, true).await.map_err(failure)?;
-            if *there.row.kind() != Kind::Directory {
-                let there = tree.entry(path, false).await.map_err(failure)?;
-                return entries.send(line(&there)).await.map_err(|_| Failure::Stopped);
+            let found = self.files.entry(path, false).await.map_err(failure)?;
+            // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
+            let is_directory = match found.row.kind() {
+                Kind::Directory => true,
+                Kind::Symlink { .. } => {
+                    let target = self.files.entry(path, true).await;
+                    target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
+                }
+                _ => false,
+            };
+            if !is_directory {
+                return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
             }
-            // A directory's parts are small; whoever prints them slowly holds up nobody else.
-            let (parts, mut listed) = mpsc::unbounded_channel();
-            let listing = tree.list(path, move |part| drop(parts.send(part)));
-            let handing_on = async {
-                while let Some(part) = listed.recv().await {
-                    for entry in &part {
-                        entries.send(line(entry)).await.map_err(|_| Failure::Stopped)?;
+            let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
+            let pass = async move {
+                while let Some(part) = arriving.recv().await {
+                    for entry in part {
+                        // Nobody reads on: the receiver goes, and the listing ends with it.
+                        if entries.send(entry_of(&entry.row)).await.is_err() {
+                            return;
+                        }
                     }
                 }
-                Ok(())
             };
-            let (listed, handed_on) = tokio::join!(listing, handing_on);
-            listed.map_err(failure).and(handed_on)
+            tokio::join!(self.files.list_into(path, parts), pass).0.map_err(failure)
         })
     }
 
     fn open<'a>(&'a self, path: &'a Path) -> Answer<'a, Box<dyn AsyncRead + Send + Unpin>> {
         Box::pin(async move {
-            let file = Embedded::new(self.client.clone()).open(path.as_os_str().as_bytes()).await.map_err(failure)?;
-            Ok(Box::new(Told(file)) as Box<dyn AsyncRead + Send + Unpin>)
+            let file = self.files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
+            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
         })
-    }
-}
-
-/// A file whose errors carry the `Failure` that a client is told.
-struct Told(Stream);
-
-impl AsyncRead for Told {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = ready!(Pin::new(&mut self.0).poll_read(cx, into));
-        Poll::Ready(read.map_err(|error| {
-            let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<fs::Error>());
-            io::Error::other(reason.map_or(Failure::Unreadable, |reason| of_fs(*reason)))
-        }))
-    }
-}
-
-fn line(entry: &catalogue::Entry) -> Entry {
-    let (row, attributes) = (&entry.row, entry.row.attributes());
-    let (kind, rdev) = match *row.kind() {
-        Kind::File { .. } => (libc::S_IFREG, 0),
-        Kind::Directory => (libc::S_IFDIR, 0),
-        Kind::Symlink { .. } => (libc::S_IFLNK, 0),
-        Kind::Fifo => (libc::S_IFIFO, 0),
-        Kind::Socket => (libc::S_IFSOCK, 0),
-        Kind::CharDevice { rdev } => (libc::S_IFCHR, rdev),
-        Kind::BlockDevice { rdev } => (libc::S_IFBLK, rdev),
-    };
-    Entry {
-        name: OsString::from_vec(row.name().to_vec()),
-        mode: kind | attributes.mode as u32,
-        nlink: attributes.nlink,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        size: attributes.size,
-        mtime_s: attributes.mtime.sec,
-        rdev,
-        target: match row.kind() {
-            Kind::Symlink { target } => Some(OsString::from_vec(target.to_vec()).into()),
-            _ => None,
-        },
     }
 }
 
 fn failure(error: StreamError) -> Failure {
     match error {
-        StreamError::Path { reason, .. } => of_fs(reason),
+        StreamError::Path { reason, .. } => reason.into(),
         StreamError::IsADirectory(_) => Failure::IsADirectory,
     }
 }
 
-fn of_fs(error: fs::Error) -> Failure {
-    match error {
-        fs::Error::NotFound | fs::Error::NameTooLong => Failure::NotFound,
-        fs::Error::NotADirectory => Failure::NotADirectory,
-        fs::Error::NotAFile | fs::Error::NotALink => Failure::NotAFile,
-        fs::Error::Loop => Failure::LinkLoop,
-        fs::Error::Stale => Failure::Gone,
-        fs::Error::TimedOut => Failure::TimedOut,
-        fs::Error::Interrupted | fs::Error::Ended => Failure::Stopped,
-        fs::Error::Unreadable
-        | fs::Error::Malformed
-        | fs::Error::Collision
-        | fs::Error::NoAttribute
-        | fs::Error::BeyondEnd
-        | fs::Error::BadHandle => Failure::Unreadable,
+fn entry_of(row: &Row) -> Entry {
+    let kind = match row.kind() {
+        Kind::File { .. } => 0o100000,
+        Kind::Directory => 0o040000,
+        Kind::Symlink { .. } => 0o120000,
+        Kind::Fifo => 0o010000,
+        Kind::Socket => 0o140000,
+        Kind::CharDevice { .. } => 0o020000,
+        Kind::BlockDevice { .. } => 0o060000,
+    };
+    let target = match row.kind() {
+        Kind::Symlink { target } => Some(PathBuf::from(OsString::from_vec(target.to_vec()))),
+        _ => None,
+    };
+    let attributes = row.attributes();
+    Entry {
+        name: OsString::from_vec(row.name().to_vec()),
+        mode: kind | u32::from(attributes.mode),
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        size: attributes.size,
+        mtime_s: attributes.mtime.sec,
+        rdev: row.rdev(),
+        target,
     }
 }
 
@@ -303,11 +275,9 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
             "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
             lines(offers, true)
         ),
-        DiscoverError::WrongKey(offers) => format!(
-            "{wanted} is offered with another key than the one given with --key; compare with what `swarmfs serve` \
-             printed at its origin:{}",
-            lines(offers, true)
-        ),
+        DiscoverError::WrongKey(offers) => {
+            format!("nobody offers {wanted} with the key given; the keys it is offered with:{}", lines(offers, true))
+        }
         DiscoverError::TreeMissing { trees } => {
             format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
         }
@@ -333,6 +303,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
+    use crate::catalogue::Attributes;
     use crate::keys::OriginKey;
 
     fn offer(tree: &str, seed: u8) -> Offer {
@@ -352,6 +323,20 @@ mod tests {
         assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
         let text = message(&DiscoverError::NoOrigin { tried: Vec::new() });
         assert!(text.starts_with("no network to ask") && text.contains("--interface"), "{text}");
+    }
+
+    #[test]
+    fn a_row_is_listed_as_lstat_says() {
+        let attributes = Attributes { mode: 0o777, uid: 1, gid: 2, nlink: 3, size: 4, ..Attributes::default() };
+        let target: Box<[u8]> = b"../\xff".as_slice().into();
+        let row = Row::new(*b"a", *b"\xfe", Kind::Symlink { target }, attributes, Vec::new()).unwrap();
+        let entry = entry_of(&row);
+        assert_eq!((entry.mode, entry.uid, entry.gid, entry.nlink, entry.size), (0o120777, 1, 2, 3, 4));
+        assert_eq!(entry.name.as_bytes(), b"\xfe");
+        assert_eq!(entry.target.unwrap().as_os_str().as_bytes(), b"../\xff");
+        let device = Row::new(*b"", *b"d", Kind::BlockDevice { rdev: 0x801 }, Attributes::default(), Vec::new());
+        let entry = entry_of(&device.unwrap());
+        assert_eq!((entry.mode, entry.rdev), (0o060000, 0x801));
     }
 
     #[test]

@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::live::{self, Live, Signals};
 use super::{RunError, is_root, log, ram_bytes, report, say, status};
 use crate::cli::MountArgs;
+use crate::driver::Client;
 use crate::fs::{self, Fs};
-use crate::fuse;
-use crate::fuse::daemon::{Outcome, Readiness, Role, daemonize};
-use crate::fuse::mount::MountError;
+use crate::fuse::{self, MountError, Mounted, Outcome, Readiness, Role, daemonize};
 use crate::settings::{CacheSettings, MountSettings, NetSettings, Patience};
 
 /// Runs the command and gives its exit status.
@@ -33,21 +33,21 @@ pub fn mount(args: MountArgs) -> u8 {
         Err(error) => return tell(&outcome_of(&RunError::Background(error))),
     };
     match start(&settings, &net, &cache) {
-        Ok(mounted) => mounted.stay(readiness),
+        Ok(started) => started.stay(readiness),
         Err(error) => fail(readiness, &error),
     }
 }
 
 /// A mount that answers, its node, and what will end them.
-struct Mounted {
-    // In the order in which they end: the session's requests need the node.
-    session: Arc<fuse::Mounted>,
+struct Started {
+    // In the order in which they end: the mount's requests need the node.
+    mounted: Arc<Mounted>,
     node: Arc<Live>,
     signals: Signals,
     runtime: Runtime,
 }
 
-fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> Result<Mounted, RunError> {
+fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> Result<Started, RunError> {
     let point = usable(&settings.mountpoint)?;
     let runtime = live::runtime()?;
     let signals = {
@@ -55,33 +55,28 @@ fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> 
         Signals::new()?
     };
     let found = live::find(net, settings.tree.as_ref())?;
+    let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
-    let session = Arc::new(attach(&node, settings, &point)?);
-    Ok(Mounted { session, node, signals, runtime })
+    let fs = runtime.block_on(filesystem(node.client().clone(), settings))?;
+    let MountSettings { suid, dev, noexec, .. } = *settings;
+    let mounted = fuse::mount(fs, &fuse::Settings { source, point, suid, dev, exec: !noexec })?;
+    Ok(Started { mounted: Arc::new(mounted), node, signals, runtime })
 }
 
-/// Shows the node's tree on the mountpoint.
-fn attach(node: &Live, settings: &MountSettings, point: &Path) -> Result<fuse::Mounted, RunError> {
+/// The tree, or the directory of it that is to be shown.
+async fn filesystem(client: Client, settings: &MountSettings) -> Result<Arc<Fs<Client>>, RunError> {
+    let root = settings.subdir.as_os_str().as_bytes().to_vec();
     let patience = match settings.patience {
         Patience::Hard => None,
         Patience::Soft(patience) => Some(patience),
     };
-    let shown = fs::Settings { root: settings.subdir.as_os_str().as_bytes().to_vec(), patience };
-    let (told, hear) = std::sync::mpsc::channel();
-    Fs::start(node.client().clone(), shown, move |started| drop(told.send(started)));
-    let refused = |reason| RunError::Root { mountpoint: point.to_owned(), dir: settings.subdir.clone(), reason };
-    let fs = hear.recv().unwrap_or(Err(fs::Error::Ended)).map_err(refused)?;
-    let source = match &settings.source {
-        Some(source) => source.clone(),
-        None => node.client().head().name.as_str().into(),
-    };
-    let how = fuse::Settings {
-        suid: settings.suid,
-        dev: settings.dev,
-        exec: !settings.noexec,
-        ..fuse::Settings::new(source, point)
-    };
-    Ok(fuse::mount(fs, &how)?)
+    let (tell, answer) = oneshot::channel();
+    Fs::start(client, fs::Settings { root, patience }, move |started| {
+        // Nobody waits any more only where the command has ended.
+        let _ = tell.send(started);
+    });
+    let started = answer.await.unwrap_or(Err(fs::Error::Ended));
+    started.map_err(|reason| RunError::Root { subdir: Path::new("/").join(&settings.subdir), reason: reason.into() })
 }
 
 /// The mountpoint by its real path. Looked at before the network is, so that a slip of the finger is told at once.
@@ -98,10 +93,10 @@ fn usable(point: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
-impl Mounted {
+impl Started {
     /// Lets the command return, and serves the mount until it is unmounted or a signal asks for its end.
     fn stay(self, readiness: Readiness) -> u8 {
-        let Mounted { session, node, signals, runtime } = self;
+        let Started { mounted, node, signals, runtime } = self;
         let foreground = readiness.is_foreground();
         if let Err(error) = readiness.ready() {
             warn!(%error, "cannot leave the terminal");
@@ -109,18 +104,31 @@ impl Mounted {
         if !foreground {
             log::to_background();
         }
-        let watched = session.clone();
-        let ended = async move { drop(tokio::task::spawn_blocking(move || watched.wait()).await) };
-        runtime.block_on(node.attend(signals, ended));
-        // After a signal it is still there: programs that use it keep what they have open, new ones find it gone.
-        if let Err(error) = session.unmount() {
+        runtime.block_on(node.attend(signals, ended(mounted.clone())));
+        // After a signal it is still there.
+        if let Err(error) = mounted.unmount() {
             warn!(%error, "the mount could not be taken away");
             return status::SYSTEM;
         }
-        // Whoever waits for the mount's end learns of it now; the runtime must not wait for that thread.
-        runtime.shutdown_background();
+        mounted.wait();
         info!("unmounted");
         status::DONE
+    }
+}
+
+/// Done when the mount is gone, whoever took it away.
+async fn ended(mounted: Arc<Mounted>) {
+    let (tell, gone) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("swarmfs-unmount".to_owned()).spawn(move || {
+        mounted.wait();
+        let _ = tell.send(());
+    });
+    match thread {
+        Ok(_) => drop(gone.await),
+        Err(error) => {
+            warn!(%error, "cannot watch for the mount's end: only a signal ends this process");
+            std::future::pending().await
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::live::{self, Signals};
-use super::{RunError, ram_bytes, state_dir};
+use super::{RunError, ram_bytes};
 use crate::cli::ServeArgs;
 use crate::settings::ServeSettings;
 use crate::settings::quantity::show_size;
@@ -17,13 +17,12 @@ use crate::wire::head::{TreeHead, TreeName};
 pub fn serve(args: ServeArgs) -> Result<(), RunError> {
     let (settings, net, cache) = args.settings(ram_bytes());
     let (dir, name) = tree_of(settings)?;
-    let state = state_dir()?;
     let runtime = live::runtime()?;
     let signals = {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let node = Arc::new(live::serve(&dir, &name, &state, &net, &cache)?);
+    let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
     // Nobody needs to read this for the tree to be served.
     let _ = announce(&dir, &node.client().head());
     runtime.block_on(node.attend(signals, std::future::pending()));
