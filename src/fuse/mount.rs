@@ -78,6 +78,8 @@ pub enum MountError {
         "there is no /dev/fuse; load the kernel's module with `modprobe fuse` (in a container, pass `--device /dev/fuse`)"
     )]
     NoDevice,
+    #[error("/dev/fuse may be opened by root only; run as root, or let users mount with `chmod 666 /dev/fuse`")]
+    DeviceClosed,
     #[error("this kernel has no FUSE; load its module with `modprobe fuse`")]
     NoFuse,
     #[error(
@@ -294,6 +296,7 @@ fn mount_by_helper(settings: &Settings, path: &Path) -> Result<OwnedFd, MountErr
     match connection? {
         Some(connection) if status.success() => Ok(connection),
         _ if !Path::new(DEVICE).exists() => Err(MountError::NoDevice),
+        _ if said.contains("failed to open /dev/fuse") => Err(MountError::DeviceClosed),
         _ => Err(MountError::Helper(helper_message(&said))),
     }
 }
@@ -340,7 +343,8 @@ fn receive(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
 }
 
 fn helper_message(said: &str) -> String {
-    let message = said.trim().trim_start_matches("fusermount3: ");
+    // It names itself by the path that it was started by.
+    let message = said.trim().rsplit("fusermount3: ").next().unwrap_or_default();
     if message.is_empty() { "it gave no reason".to_owned() } else { message.to_owned() }
 }
 
