@@ -12,15 +12,13 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::keys::PublicKey;
-use crate::settings::{
-    self, CacheSettings, MountSettings, NetSettings, PathSpec, Patience, ServeSettings, TreeSpec, Unfit,
-};
+use crate::settings::{self, CacheSettings, MountSettings, NetSettings, PathSpec, ServeSettings, TreeSpec, Unfit};
 use crate::wire::head::TreeName;
 
 mod options;
 
 use options::Draft;
-pub use options::OptionError;
+pub use options::{OptionError, mount_words};
 
 /// A read-only filesystem whose chunks travel through a LAN swarm.
 ///
@@ -64,8 +62,8 @@ pub enum Command {
 
 /// Offer a directory tree to the network.
 ///
-/// Stays in the foreground until SIGINT or SIGTERM. Files are read when they are first asked for, and a change in the
-/// tree is seen by new readers within a second. Prints the tree's name and the public key that its bytes are signed with.
+/// Stays in the foreground until SIGINT or SIGTERM. Files are read when they are first asked for. Prints the tree's name
+/// and the public key that its bytes are signed with.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: swarmfs serve /srv/images --name boards --interface eth1")]
 pub struct ServeArgs {
@@ -167,7 +165,7 @@ pub struct StatusArgs {
 }
 
 /// What every node takes.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Network and memory")]
 pub struct NodeArgs {
     /// Use this interface; repeatable [default: each that is up and broadcasts]
@@ -282,6 +280,7 @@ mod tests {
 
     use super::*;
     use crate::keys::OriginKey;
+    use crate::settings::Patience;
 
     const RAM: u64 = 1 << 30;
 

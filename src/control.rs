@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_node_says_what_it_is_doing() {
         let node = running(Limits::default());
-        assert_eq!(nodes_in(node.dir.path()).unwrap(), [node.socket.clone()]);
+        assert_eq!(nodes_in(node.dir.path()).unwrap(), std::slice::from_ref(&node.socket));
         assert_eq!(node.socket.status().unwrap(), Fixture.status());
     }
 
@@ -381,7 +381,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let other = node.dir.path().join("notes.txt");
         std::fs::write(&other, "mine").unwrap();
-        assert_eq!(nodes_in(node.dir.path()).unwrap(), [node.socket.clone()]);
+        assert_eq!(nodes_in(node.dir.path()).unwrap(), std::slice::from_ref(&node.socket));
         assert!(!dead.exists());
         assert!(other.exists());
     }

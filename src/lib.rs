@@ -24,7 +24,13 @@ pub mod wire;
 pub mod swarm;
 // effects
 pub mod driver;
+pub mod net;
+pub mod origin;
 // fronts
 pub mod control;
+pub mod fs;
+pub mod fuse;
+pub mod stream;
 // command line
 pub mod cli;
+pub mod run;

@@ -55,6 +55,11 @@ const IGNORED: [&str; 17] = [
     "loud",
 ];
 
+/// Every word that means something after `-o`.
+pub fn mount_words() -> impl Iterator<Item = &'static str> {
+    WORDS.into_iter().map(|(word, _)| word)
+}
+
 /// Why a word was refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OptionError {

@@ -25,7 +25,7 @@ pub enum PlaceError {
 impl Environment<'_> {
     /// `$RUNTIME_DIRECTORY` as systemd sets it, else /run/swarmfs as root, else in the user's own runtime directory.
     pub fn runtime_dir(&self) -> Result<PathBuf, PlaceError> {
-        if let Some(dir) = self.from_service("RUNTIME_DIRECTORY") {
+        if let Some(dir) = self.named_by_service("RUNTIME_DIRECTORY") {
             return Ok(dir);
         }
         if self.root {
@@ -36,7 +36,7 @@ impl Environment<'_> {
 
     /// `$STATE_DIRECTORY` as systemd sets it, else /var/lib/swarmfs as root, else in the user's state directory.
     pub fn state_dir(&self) -> Result<PathBuf, PlaceError> {
-        if let Some(dir) = self.from_service("STATE_DIRECTORY") {
+        if let Some(dir) = self.named_by_service("STATE_DIRECTORY") {
             return Ok(dir);
         }
         if self.root {
@@ -47,7 +47,7 @@ impl Environment<'_> {
     }
 
     /// The first of the directories that systemd names, separated by colons.
-    fn from_service(&self, name: &str) -> Option<PathBuf> {
+    fn named_by_service(&self, name: &str) -> Option<PathBuf> {
         let value = (self.variable)(name)?;
         std::env::split_paths(&value).next().filter(|dir| dir.is_absolute())
     }

@@ -205,7 +205,8 @@ async fn send_status<W: AsyncWriteExt + Unpin>(node: &dyn Node, to: &mut W) -> A
 
 async fn send_list<W: AsyncWriteExt + Unpin>(node: &dyn Node, path: &Path, to: &mut W) -> Answered {
     let (sender, mut entries) = mpsc::channel::<Entry>(LISTED_AHEAD);
-    let send = async {
+    // It owns the receiver, whose end ends the listing: also where the client is gone.
+    let send = async move {
         while let Some(entry) = entries.recv().await {
             send_data(&entry.encode(), to).await?;
         }
