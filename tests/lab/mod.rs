@@ -59,8 +59,8 @@ impl Link {
         // One segment a packet: rates, queues and loss then act on what a wire would carry.
         writeln!(script, "ip link set {device} gso_max_segs 1 up").expect("a string takes any text");
         if let Some(mbit) = self.mbit {
-            // A bucket of 1 ms, but never less than a few frames.
-            let burst = (mbit * 125).max(16 * 1024);
+            // A bucket of 2.5 ms: what a busy machine's timers are late by is not lost, and bursts stay far below a queue.
+            let burst = (mbit * 312).max(16 * 1024);
             let queue = Link::QUEUE;
             writeln!(script, "tc qdisc add dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
                 .expect("a string takes any text");
@@ -93,14 +93,19 @@ impl Lab {
         Lab::build(hosts, link, None)
     }
 
-    /// Whether namespaces can be made. Where nothing may be skipped (`CI` is set) it is an error if not.
-    fn possible() -> bool {
+    /// Whether namespaces can be made here, and why not.
+    pub fn can_exist() -> Result<(), String> {
         let tried = Command::new("unshare").args(["--net", "--mount", "--uts", "--pid", "--fork", "true"]).output();
-        let why = match tried {
-            Ok(output) if output.status.success() => return true,
-            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            Err(error) => error.to_string(),
-        };
+        match tried {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Err(format!("unshare: {error}")),
+        }
+    }
+
+    /// Whether a test can have its lab. Where nothing may be skipped (`CI` is set) it is an error if not.
+    fn possible() -> bool {
+        let Err(why) = Lab::can_exist() else { return true };
         assert!(std::env::var_os("CI").is_none(), "no namespaces here: {why}");
         eprintln!("SKIPPED: needs root or a user namespace (try `make test`, or `unshare -Ur cargo test`): {why}");
         false
@@ -136,7 +141,22 @@ impl Lab {
             script.push_str("ip route add default via 10.77.0.254\n");
             host.space.script(&script);
         }
-        Lab { hosts, switch, link, scratch, _turn: turn }
+        let lab = Lab { hosts, switch, link, scratch, _turn: turn };
+        for host in &lab.hosts {
+            lab.wait_until_linked(host);
+        }
+        lab
+    }
+
+    /// The kernel notices a link's carrier a moment later, up to a second on either side, and drops packets till then.
+    fn wait_until_linked(&self, host: &Host) {
+        let until = |command: &str| {
+            format!(
+                "for i in $(seq 1000); do if {command}; then exit 0; fi; sleep 0.01; done; echo no carrier >&2; exit 1"
+            )
+        };
+        self.switch.script(&until(&format!("bridge link show dev {} | grep -q 'state forwarding'", host.port)));
+        host.space.script(&until("ip -br link show eth0 | grep -q ' UP '"));
     }
 
     pub fn host(&self, index: usize) -> &Host {
@@ -180,6 +200,7 @@ impl Lab {
     /// Plugs it in again.
     pub fn mend(&self, host: &Host) {
         self.switch.script(&format!("ip link set {} up", host.port));
+        self.wait_until_linked(host);
     }
 
     /// From now on each packet that reaches any host is lost with this probability.

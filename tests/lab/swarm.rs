@@ -59,6 +59,10 @@ pub fn serve(host: &Host, dir: &Path, name: &str, more: &[&str]) -> Running {
 
 /// A mount of the tree `name` at `MOUNT` by a node that stays in the foreground. It can be used when this returns.
 pub fn mount(host: &Host, name: &str, more: &[&str]) -> Running {
+    // A node that was killed leaves its mount behind, dead.
+    if !host.mounts_on(MOUNT).is_empty() {
+        host.sh(SOON, &format!("umount -l {MOUNT}"));
+    }
     let mut args = vec!["mount", "-f", name, MOUNT];
     args.extend(more);
     let mut node = start(host, &args);
