@@ -42,11 +42,16 @@ pub struct Piece {
     pub number: u64,
     pub bytes: u32,
     pub messages: Vec<Message>,
+    /// All but one segment of it is at the receiver already.
+    pub repair: bool,
 }
 
 impl Piece {
     /// Bytes on the wire.
     pub fn wire(&self) -> u64 {
+        if self.repair {
+            return SEGMENT_PAYLOAD + SEGMENT_HEADERS;
+        }
         self.bytes as u64 + (self.bytes as u64 * SEGMENT_HEADERS / SEGMENT_PAYLOAD).max(SEGMENT_HEADERS)
     }
 }
@@ -114,7 +119,7 @@ impl Pipe {
             last.messages.push(message);
             return;
         }
-        self.unsent.push_back(Piece { number: self.next, bytes, messages: vec![message] });
+        self.unsent.push_back(Piece { number: self.next, bytes, messages: vec![message], repair: false });
         self.next += 1;
     }
 
@@ -137,13 +142,14 @@ impl Pipe {
     }
 
     /// A piece was dropped on the way; half as much is sent from now on, once a round trip.
-    pub fn lost(&mut self, piece: Piece, now: u64, round_trip: u64) {
+    pub fn lost(&mut self, mut piece: Piece, now: u64, round_trip: u64) {
         self.in_flight = self.in_flight.saturating_sub(piece.bytes);
         if now >= self.last_cut + round_trip {
             self.last_cut = now;
             self.window = (self.window * 7 / 10).max(2 * PIECE);
             self.threshold = self.window;
         }
+        piece.repair = true;
         let at = self.again.partition_point(|other| other.number < piece.number);
         self.again.insert(at, piece);
     }
