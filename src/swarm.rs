@@ -421,6 +421,7 @@ impl Node {
         self.check_links();
         self.check_transfers();
         self.measure();
+        self.report_if_owed();
         self.meet();
         self.check_pages();
         self.pull();

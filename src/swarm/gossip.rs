@@ -41,6 +41,8 @@ pub struct Gossip {
     /// The window as neighbours know it.
     told_window: Vec<Run>,
     dirty: bool,
+    /// Origins were not told of the last change yet: they are told less often.
+    report_owed: bool,
     last_publish: Time,
     coalesce: u64,
     /// When the next JOIN goes out while no origin is linked, and the pause after it.
@@ -65,6 +67,7 @@ impl Gossip {
             changed: BTreeMap::new(),
             told_window: Vec::new(),
             dirty: false,
+            report_owed: false,
             last_publish: now,
             coalesce: 10_000,
             next_join: now,
@@ -238,7 +241,15 @@ impl Node {
         if urgent || self.now.since(link.last_told) >= self.policy.report.min(half) {
             self.tell_everything(id);
         } else {
-            self.gossip.dirty = true;
+            self.gossip.report_owed = true;
+        }
+    }
+
+    /// Reports what origins were not told when it happened.
+    pub(super) fn report_if_owed(&mut self) {
+        if std::mem::take(&mut self.gossip.report_owed) {
+            let ids: Vec<LinkId> = self.links.iter().filter(|(_, l)| l.told && l.origin).map(|(id, _)| *id).collect();
+            ids.into_iter().for_each(|id| self.report(id, false));
         }
     }
 
@@ -315,7 +326,7 @@ impl Node {
                 self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
             }
         }
-        let mut wanted = self.policy.links.saturating_sub(self.neighbour_links());
+        let mut wanted = self.policy.links(self.gossip.rate()).saturating_sub(self.neighbour_links());
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
             .gossip
             .known
@@ -418,7 +429,7 @@ impl Node {
     /// An origin introduces whoever greets it to others.
     pub(super) fn introduce(&mut self, id: LinkId) {
         if self.me.origin {
-            self.on_ask(id, self.policy.links as u8);
+            self.on_ask(id, self.policy.links(self.gossip.rate()) as u8);
         }
     }
 

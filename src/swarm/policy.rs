@@ -90,6 +90,12 @@ impl Policy {
         if origin { 16_384 } else { 3 * self.links }
     }
 
+    /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways. As many are
+    /// opened towards it.
+    pub fn links(&self, rate: u64) -> usize {
+        if rate < 5_000_000 { self.links / 2 } else { self.links }
+    }
+
     /// Blocks in a piece at a rate in bytes a second: about 10 ms of it, 64 KiB at 25 Mbit/s, 128 KiB at 100 Mbit/s,
     /// 1 MiB at 1 Gbit/s.
     pub fn piece(&self, rate: u64) -> u32 {

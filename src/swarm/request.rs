@@ -50,8 +50,10 @@ pub struct Requests {
     headers: BTreeMap<SegmentId, (LinkId, Time)>,
     refused: BTreeMap<(LinkId, SegmentId), Time>,
     next_want: u32,
-    /// Since when the first missing block is at no neighbour.
-    orphaned: Option<Time>,
+    /// The first missing block, if no neighbour has or awaits it, and since when.
+    orphan: Option<(BlockId, Time)>,
+    /// The last such block had to be pulled: the next is pulled at once.
+    starving: bool,
 }
 
 impl Requests {
@@ -220,6 +222,9 @@ impl Node {
         };
         if !self.begin_download(id, offer, run) {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
+        }
+        if self.requests.orphan.is_some_and(|(head, _)| run.blocks().any(|block| block == head)) {
+            self.requests.starving = false;
         }
         self.send(id, Frame::Accept { id: offer, run });
         self.ask_header(id, segment_of(run));
@@ -488,13 +493,18 @@ impl Node {
                 if head {
                     head = false;
                     if at_neighbour {
-                        self.requests.orphaned = None;
+                        (self.requests.orphan, self.requests.starving) = (None, false);
                         return;
                     }
-                    let since = *self.requests.orphaned.get_or_insert(self.now);
+                    // Offers move the head on; only a block that stays at the head that long is nobody's.
+                    let since = match self.requests.orphan {
+                        Some((same, since)) if same == block => since,
+                        _ => self.now,
+                    };
+                    self.requests.orphan = Some((block, since));
                     let idle = self.requests.downloads.is_empty();
                     let patience = if idle { self.policy.starve_idle } else { self.policy.starve };
-                    if self.now.since(since) < patience {
+                    if !self.requests.starving && self.now.since(since) < patience {
                         return;
                     }
                     self.counters.starved += 1;
@@ -503,12 +513,13 @@ impl Node {
                     return;
                 }
                 if !at_neighbour && self.want(Run { count: missing.count.min(piece), ..missing }, true) {
+                    self.requests.starving = true;
                     room -= 1;
                 }
             }
         }
         if head {
-            self.requests.orphaned = None;
+            (self.requests.orphan, self.requests.starving) = (None, false);
         }
     }
 
