@@ -149,6 +149,7 @@ impl Core {
 
     pub fn handle(&mut self, input: Input) {
         let now = self.now();
+        tracing::trace!(?input);
         self.node.handle(input, now);
     }
 
@@ -171,6 +172,7 @@ impl Core {
     }
 
     fn carry_out(&mut self, output: Output) {
+        tracing::trace!(?output);
         match output {
             Output::Connect { link, addr } => self.errands.push(Errand::Connect(link, addr)),
             Output::Close { link } => drop(self.links.remove(&link)),

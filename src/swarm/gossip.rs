@@ -183,8 +183,10 @@ impl Node {
             more.taken = part.to_vec();
             self.send(id, Frame::State(more));
         }
+        let position = self.requests.position();
         if let Some(link) = self.links.get_mut(&id) {
             link.told = true;
+            link.told_position = position;
             link.last_told = self.now;
         }
     }
@@ -235,10 +237,10 @@ impl Node {
     /// An origin is told everything, but not often, unless this node begins or ends to want something.
     fn report(&mut self, id: LinkId, urgent: bool) {
         let Some(link) = self.links.get(&id) else { return };
-        // A reader so fast that it would run through half its window between two reports makes them more often.
-        let window_bytes = self.policy.window_blocks as u64 * crate::chunk::BLOCK as u64;
-        let half = (window_bytes / 4).saturating_mul(1_000_000) / self.gossip.receive_rate.max(1);
-        if urgent || self.now.since(link.last_told) >= self.policy.report.min(half) {
+        // A reader so fast that it runs through its window between two reports makes them more often: an origin offers
+        // nothing beyond the window that it knows.
+        let moved = self.requests.position().abs_diff(link.told_position) >= self.policy.window_blocks as u64 / 4;
+        if urgent || moved || self.now.since(link.last_told) >= self.policy.report {
             self.tell_everything(id);
         } else {
             self.gossip.report_owed = true;

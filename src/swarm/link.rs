@@ -52,8 +52,9 @@ pub struct Link {
     pub born: Time,
     pub last_heard: Time,
     pub last_told: Time,
-    /// It was told everything once.
+    /// It was told everything once, and where the reader was when it last was.
     pub told: bool,
+    pub told_position: u64,
     /// Whether either side wants something, and since when.
     pub active: bool,
     pub active_since: Time,
@@ -82,6 +83,7 @@ impl Link {
             last_heard: now,
             last_told: now,
             told: false,
+            told_position: 0,
             active: false,
             active_since: now,
             received: 0,
