@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use crate::chunk::{BlockId, ChunkId, ObjectId, Run, SegmentId};
+use crate::chunk::{BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId};
 use crate::wire::datagram::{Join, Peer, Welcome};
 use crate::wire::frame::{Frame, GoneReason, Hello};
 use crate::wire::head::PageHash;
@@ -198,6 +198,7 @@ pub enum Output {
         link: LinkId,
         transfer: u32,
         run: Run,
+        size: u64,
     },
     /// DATA of this transfer, if any still comes, is to be thrown away.
     Ignore {
@@ -354,6 +355,11 @@ impl Node {
         }
     }
 
+    /// Whether something came up in `transmit` that `settle` would act on.
+    pub fn wants_settling(&self) -> bool {
+        self.refill
+    }
+
     pub fn poll_output(&mut self) -> Option<Output> {
         self.out.pop_front()
     }
@@ -392,6 +398,18 @@ impl Node {
     /// Whether the whole of a segment is on its way, so that it deserves a huge page.
     pub fn wants_whole(&self, segment: SegmentId) -> bool {
         self.store.is_whole(segment)
+    }
+
+    /// The size of the object whose segment's header is of use now, if it is.
+    pub fn expects_header(&self, segment: SegmentId) -> Option<u64> {
+        let index = segment.index % SEGMENTS_PER_CHUNK;
+        let awaited = self.store.taken(segment.chunk()).segment(index) != 0 && !self.store.has_header(segment);
+        awaited.then(|| self.sizes.get(&segment.object).copied()).flatten()
+    }
+
+    /// Whether a link leads to an origin.
+    pub fn is_origin(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(|link| link.origin)
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

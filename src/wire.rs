@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod datagram;
+pub mod deframe;
 pub mod frame;
 pub mod head;
 pub mod header;

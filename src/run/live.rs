@@ -121,7 +121,8 @@ impl Live {
     }
 }
 
-/// The signals that end a node in good order. Made before there is anything to put in order.
+/// The signals that end a node in good order. Made just before there is anything to put in order: while a node only
+/// looks for others, a signal may end the process as it ends any other.
 pub struct Signals([Signal; 3]);
 
 impl Signals {
@@ -275,9 +276,11 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
             "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
             lines(offers, true)
         ),
-        DiscoverError::WrongKey(offers) => {
-            format!("nobody offers {wanted} with the key given; the keys it is offered with:{}", lines(offers, true))
-        }
+        DiscoverError::WrongKey(offers) => format!(
+            "{wanted} is offered with another key than the one given with --key; compare with what `swarmfs serve` \
+             printed at its origin:{}",
+            lines(offers, true)
+        ),
         DiscoverError::TreeMissing { trees } => {
             format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
         }

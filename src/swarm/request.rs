@@ -229,7 +229,8 @@ impl Node {
     /// Reserves memory for a run inside one segment and expects it. False if there is no room.
     fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run) -> bool {
         let segment = segment_of(run);
-        let blocks = self.sizes.get(&run.object).map_or(0, |size| blocks_of(*size));
+        let size = self.sizes.get(&run.object).copied().unwrap_or(0);
+        let blocks = blocks_of(size);
         let last = (segment.first_block() + BLOCKS_PER_SEGMENT).min(blocks);
         if run.end() > last {
             return false;
@@ -242,7 +243,7 @@ impl Node {
         self.tell_taken(run);
         let now = self.now;
         self.requests.downloads.push(Download { link, transfer, run, began: now, last: now, started: false });
-        self.out.push_back(Output::Receive { link, transfer, run });
+        self.out.push_back(Output::Receive { link, transfer, run, size });
         true
     }
 
