@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{RunError, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
+use crate::chunk::BLOCKS_PER_CHUNK;
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer};
@@ -150,7 +151,8 @@ impl Node for Live {
         let peer = |peer: driver::Neighbour| Peer {
             address: peer.address.to_string(),
             origin: peer.origin,
-            position: peer.position,
+            // Nodes compare their places by blocks; people think of chunks.
+            position: peer.position.map(|block| block / u64::from(BLOCKS_PER_CHUNK)),
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
