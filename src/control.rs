@@ -60,7 +60,7 @@ pub struct Status {
     /// Chunks of which anything is held.
     pub chunks_held: u64,
     pub bytes: Bytes,
-    /// What went wrong or was refused, by name: wrong blocks, malformed datagrams.
+    /// What else was counted, by name: wrong blocks, malformed datagrams.
     pub counters: BTreeMap<String, u64>,
 }
 

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{RunError, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
+use crate::chunk::BLOCKS_PER_CHUNK;
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer};
@@ -121,7 +122,8 @@ impl Live {
     }
 }
 
-/// The signals that end a node in good order. Made before there is anything to put in order.
+/// The signals that end a node in good order. Made just before there is anything to put in order: while a node only
+/// looks for others, a signal may end the process as it ends any other.
 pub struct Signals([Signal; 3]);
 
 impl Signals {
@@ -149,7 +151,8 @@ impl Node for Live {
         let peer = |peer: driver::Neighbour| Peer {
             address: peer.address.to_string(),
             origin: peer.origin,
-            position: peer.position,
+            // Nodes compare their places by blocks; people think of chunks.
+            position: peer.position.map(|block| block / u64::from(BLOCKS_PER_CHUNK)),
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -275,9 +278,11 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
             "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
             lines(offers, true)
         ),
-        DiscoverError::WrongKey(offers) => {
-            format!("nobody offers {wanted} with the key given; the keys it is offered with:{}", lines(offers, true))
-        }
+        DiscoverError::WrongKey(offers) => format!(
+            "{wanted} is offered with another key than the one given with --key; compare with what `swarmfs serve` \
+             printed at its origin:{}",
+            lines(offers, true)
+        ),
         DiscoverError::TreeMissing { trees } => {
             format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
         }

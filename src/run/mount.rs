@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -20,6 +21,9 @@ use crate::driver::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{self, MountError, Mounted, Outcome, Readiness, Role, daemonize};
 use crate::settings::{CacheSettings, MountSettings, NetSettings, Patience};
+
+/// How long the root of a tree that was found may take to arrive, also where reads will wait for ever.
+const FIRST_PAGE: Duration = Duration::from_secs(30);
 
 /// Runs the command and gives its exit status.
 pub fn mount(args: MountArgs) -> u8 {
@@ -50,14 +54,15 @@ struct Started {
 fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> Result<Started, RunError> {
     let point = usable(&settings.mountpoint)?;
     let runtime = live::runtime()?;
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::new()?
-    };
     let found = live::find(net, settings.tree.as_ref())?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
     let fs = runtime.block_on(filesystem(node.client().clone(), settings))?;
+    // Until here a signal just ends the process; from here there is a mount to take away first.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
     let MountSettings { suid, dev, noexec, .. } = *settings;
     let mounted = fuse::mount(fs, &fuse::Settings { source, point, suid, dev, exec: !noexec })?;
     Ok(Started { mounted: Arc::new(mounted), node, signals, runtime })
@@ -75,7 +80,11 @@ async fn filesystem(client: Client, settings: &MountSettings) -> Result<Arc<Fs<C
         // Nobody waits any more only where the command has ended.
         let _ = tell.send(started);
     });
-    let started = answer.await.unwrap_or(Err(fs::Error::Ended));
+    // Somebody has just answered for the tree: if its first page does not come, a mount would only hang.
+    let started = match tokio::time::timeout(FIRST_PAGE, answer).await {
+        Ok(started) => started.unwrap_or(Err(fs::Error::Ended)),
+        Err(_) => Err(fs::Error::TimedOut),
+    };
     started.map_err(|reason| RunError::Root { subdir: Path::new("/").join(&settings.subdir), reason: reason.into() })
 }
 

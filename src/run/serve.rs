@@ -18,11 +18,11 @@ pub fn serve(args: ServeArgs) -> Result<(), RunError> {
     let (settings, net, cache) = args.settings(ram_bytes());
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
+    let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
     let signals = {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
     // Nobody needs to read this for the tree to be served.
     let _ = announce(&dir, &node.client().head());
     runtime.block_on(node.attend(signals, std::future::pending()));
