@@ -25,7 +25,8 @@ pub enum Advice {
     Keep,
     /// It is taken back: the reader jumps about.
     Nothing,
-    /// It becomes `here` bytes of this file from `from` on, then `beyond` bytes of the files that follow.
+    /// It becomes `here` bytes of this file from `from` on, then `beyond` bytes of the files that follow. It begins with
+    /// what was just asked for: whoever reads the same at the same time is to share that, too.
     Window { from: u64, here: u64, beyond: u64 },
 }
 
@@ -36,7 +37,9 @@ pub struct Readahead {
     forward: bool,
     /// Files are being read one after the other.
     through: bool,
-    /// The furthest byte read since the stream last jumped.
+    /// Where the stream began or last jumped to.
+    start: u64,
+    /// The furthest byte read since then.
     frontier: u64,
     /// Bytes read near each other since then.
     streak: u64,
@@ -61,6 +64,7 @@ impl Readahead {
             // A jump, or the first read. Whoever starts at the beginning is taken to go on from there.
             self.started = true;
             self.forward = offset == 0;
+            self.start = offset;
             self.frontier = end;
             self.streak = end.saturating_sub(offset);
             if std::mem::take(&mut self.handed_down) && !self.forward {
@@ -76,7 +80,7 @@ impl Readahead {
         self.handed_down &= std::mem::replace(&mut self.through, true);
         self.forward = true;
         self.started = true;
-        self.frontier = 0;
+        (self.start, self.frontier) = (0, 0);
         self.files += 1;
     }
 
@@ -92,15 +96,18 @@ impl Readahead {
 
     fn advise(&mut self, size: u64) -> Advice {
         let due = !self.handed_down || self.moved >= STEP || self.files >= FILES;
-        let here = size.saturating_sub(self.frontier).min(AHEAD);
-        let beyond = if self.through { AHEAD - here } else { 0 };
+        // Reads so near behind the furthest may still wait for their bytes.
+        let from = self.frontier.saturating_sub(NEAR).max(self.start);
+        let ahead = size.saturating_sub(self.frontier).min(AHEAD);
+        let here = self.frontier - from + ahead;
+        let beyond = if self.through { AHEAD - ahead } else { 0 };
         if !self.forward || !due || here + beyond == 0 {
             return Advice::Keep;
         }
         self.handed_down = true;
         self.moved = 0;
         self.files = 0;
-        Advice::Window { from: self.frontier, here, beyond }
+        Advice::Window { from, here, beyond }
     }
 }
 

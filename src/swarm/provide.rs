@@ -92,6 +92,9 @@ impl Node {
 
     /// Makes offers as long as slots are free and somebody wants what is here.
     pub(super) fn fill(&mut self) {
+        if self.me.origin {
+            self.prepare_owed();
+        }
         let limit = if self.me.origin {
             self.policy.origin_uploads + self.policy.origin_ahead
         } else {
@@ -329,6 +332,22 @@ impl Node {
         }
     }
 
+    /// Has read what was promised already: headers waited for, and uploads that were accepted or asked for.
+    fn prepare_owed(&mut self) {
+        let mut owed: Vec<SegmentId> = Vec::new();
+        for link in self.links.values() {
+            owed.extend(&link.header_waits);
+            let next = link.uploads.iter().map(|upload| BlockId { object: upload.run.object, index: upload.next });
+            owed.extend(next.filter(|block| !self.store.has(*block)).map(BlockId::segment));
+        }
+        for segment in owed {
+            if self.provide.preparing.len() >= PREPARING {
+                return;
+            }
+            self.prepare(segment);
+        }
+    }
+
     pub(super) fn on_prepared(&mut self, segment: SegmentId, zero: u64) {
         self.provide.preparing.remove(&segment);
         if self.store.header(segment, zero).is_none() {
@@ -397,6 +416,7 @@ impl Node {
             Some(size) => {
                 self.sizes.insert(object, size);
                 self.refill = true;
+                self.prepare_owed();
             }
             None => {
                 let wanting = |link: &super::Link| link.window.iter().any(|run| run.object == object);
@@ -505,7 +525,7 @@ impl Node {
         }
         let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
         let full = link.uploads.len() >= PULLED || queued >= 8 * (self.policy.uploads + self.policy.uploads_ahead);
-        if full || !self.can_source(run) || (self.me.origin && self.comes_from_others(run, starving)) {
+        if full || !self.can_source(run) || (self.me.origin && self.comes_from_others(id, run, starving)) {
             if let Some(reason) = self.provide.failed.get(&run.object).copied() {
                 self.send(id, Frame::Gone { object: run.object, reason });
             }
@@ -519,9 +539,11 @@ impl Node {
     }
 
     /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
-    fn comes_from_others(&self, run: Run, starving: bool) -> bool {
-        let copied =
-            by_chunk(run).any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > 0));
+    fn comes_from_others(&self, id: LinkId, run: Run, starving: bool) -> bool {
+        // The asker's own report may already count what it awaits from this very answer.
+        let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
+        let copied = by_chunk(run)
+            .any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block)));
         let segment = BlockId { object: run.object, index: run.first }.segment();
         let fresh = self.provide.sent.get(&segment).is_some_and(|sent| self.now.since(*sent) < FRESH);
         copied && (!starving || fresh)
@@ -547,11 +569,12 @@ impl Node {
         }
         let index = segment.index % SEGMENTS_PER_CHUNK;
         let coming = self.store.taken(segment.chunk()).segment(index) != 0;
-        let readable = self.me.origin && self.sizes.contains_key(&segment.object);
+        let readable = self.me.origin && !self.provide.failed.contains_key(&segment.object);
         let Some(link) = self.links.get_mut(&id) else { return };
         if (coming || readable) && link.header_waits.len() < HEADER_WAITS {
             link.header_waits.push(segment);
             if self.me.origin {
+                self.resolve_object(segment.object);
                 self.prepare(segment);
             }
         } else {
