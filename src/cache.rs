@@ -105,6 +105,23 @@ impl Segment {
         if !self.header.matches(block, bytes) {
             return Ok(false);
         }
+        self.keep(block, bytes)?;
+        Ok(true)
+    }
+
+    /// Takes the bytes that the header was made of, or that were compared with it: an origin's own, hashed already.
+    pub fn fill_own(&self, bytes: &[u8]) -> std::io::Result<()> {
+        assert_eq!(bytes.len() as u32, self.header.len(), "the bytes that the header was made of");
+        for (block, bytes) in bytes.chunks(BLOCK as usize).enumerate() {
+            if self.readable() >> block & 1 == 0 {
+                self.keep(block as u32, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a checked block that is not readable yet, and lets it be read.
+    fn keep(&self, block: u32, bytes: &[u8]) -> std::io::Result<()> {
         let extent = match self.extent.get() {
             Some(extent) => extent,
             None => {
@@ -115,7 +132,7 @@ impl Segment {
         // SAFETY: the block is not readable yet, so no slice of it exists, and the event loop is the only writer.
         unsafe { extent.write((block * BLOCK) as usize, bytes) };
         self.readable.fetch_or(1 << block, Ordering::Release);
-        Ok(true)
+        Ok(())
     }
 }
 

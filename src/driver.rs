@@ -1,25 +1,42 @@
 //! The one event loop: it translates between the swarm's decisions and sockets, disk and waiting readers.
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
-//! is kept and called, from the event loop's thread, when the bytes are there or will never be.
+//! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
+//! the node and carries out what it decides, `links` moves bytes between a connection and the core, `waiting` keeps who
+//! waits for what.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
 
+use bytes::Bytes;
 use thiserror::Error;
+use tokio::sync::mpsc;
 
-use crate::cache::Slice;
+use crate::cache::{Cache, Slice};
 use crate::catalogue::Page;
-use crate::chunk::ObjectId;
+use crate::chunk::{ObjectId, SEGMENT, SegmentId};
+use crate::net::sockets::Sockets;
+use crate::origin::Tree;
+use crate::settings::{CacheSettings, NetSettings};
+use crate::wire::frame::NodeId;
 use crate::wire::head::{PageHash, TreeHead};
+
+mod core;
+mod links;
+mod waiting;
+
+pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
+pub use crate::swarm::ReaderId;
 
 /// A running node, as fronts see it. Cloning gives another handle to the same node.
 #[derive(Clone)]
-pub struct Client {}
-
-/// One open file, or whatever else reads in an order of its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ReaderId(pub u64);
+pub struct Client {
+    shared: Arc<Shared>,
+}
 
 /// A parked read or page, for `Client::cancel`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -58,31 +75,141 @@ pub struct Wanted {
     pub ordinal: u64,
 }
 
+/// What a node can say of itself at this moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub port: u16,
+    pub peers: Vec<Neighbour>,
+    pub chunks_held: u64,
+    pub cache_used: u64,
+    pub cache_budget: u64,
+    pub from_origin: u64,
+    pub from_peers: u64,
+    pub to_peers: u64,
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub address: SocketAddr,
+    pub origin: bool,
+    pub position: Option<u64>,
+}
+
+/// What the event loop and its clients share.
+struct Shared {
+    cache: Cache,
+    head: RwLock<Arc<TreeHead>>,
+    pages: RwLock<HashMap<PageHash, Arc<Page>>>,
+    commands: mpsc::UnboundedSender<Command>,
+    tickets: AtomicU64,
+    readers: AtomicU64,
+    snapshot: Mutex<Snapshot>,
+    /// The event loop's thread, until somebody waits for its end.
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What a client tells the event loop. The queue has no cap of its own: the kernel bounds the requests that a mount can
+/// have under way, and a command is smaller than the request it came from.
+enum Command {
+    Read { ticket: Ticket, read: Read, done: ReadDone },
+    Page { ticket: Ticket, hash: PageHash, deadline: Option<Instant>, done: PageDone },
+    Cancel(Ticket),
+    Window { reader: ReaderId, window: Vec<Wanted> },
+    CloseReader(ReaderId),
+    Stop,
+}
+
+#[derive(Clone, Copy)]
+struct Read {
+    object: ObjectId,
+    size: u64,
+    offset: u64,
+    len: u32,
+    deadline: Option<Instant>,
+}
+
+/// Joins the swarm of the tree found.
+pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> std::io::Result<Client> {
+    let sockets = Sockets::open(net)?;
+    let head = found.head.clone();
+    start(head, sockets, net, cache, core::Role::Reader { answers: found.answers })
+}
+
+/// Offers a tree.
+pub fn serve(tree: Arc<Tree>, net: &NetSettings, cache: &CacheSettings) -> std::io::Result<Client> {
+    let sockets = Sockets::open(net)?;
+    start(Arc::new(tree.head()), sockets, net, cache, core::Role::Origin { tree })
+}
+
+fn start(
+    head: Arc<TreeHead>,
+    sockets: Sockets,
+    net: &NetSettings,
+    cache: &CacheSettings,
+    role: core::Role,
+) -> std::io::Result<Client> {
+    let (commands, orders) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        cache: Cache::default(),
+        head: RwLock::new(head),
+        pages: RwLock::default(),
+        commands,
+        tickets: AtomicU64::new(0),
+        readers: AtomicU64::new(0),
+        snapshot: Mutex::new(Snapshot { port: sockets.port, ..Snapshot::default() }),
+        thread: Mutex::new(None),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let parts = core::Parts {
+        shared: shared.clone(),
+        net: net.clone(),
+        budget: cache.budget_bytes,
+        role,
+        port: sockets.port,
+        me: NodeId(getrandom::u64()?),
+        seed: getrandom::u64()?,
+    };
+    let thread = std::thread::Builder::new().name("swarmfs-net".to_owned()).spawn(move || {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, core::run(parts, sockets, orders));
+    })?;
+    *shared.thread.lock().expect("no holder of this lock panics") = Some(thread);
+    Ok(Client { shared })
+}
+
 impl Client {
     /// The newest head of the tree that this node has accepted.
     pub fn head(&self) -> Arc<TreeHead> {
-        unimplemented!()
+        self.shared.head.read().expect("no holder of this lock panics").clone()
+    }
+
+    /// What the node is doing, as of at most a quarter of a second ago.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.snapshot.lock().expect("no holder of this lock panics").clone()
     }
 
     /// A catalogue page, if it is in memory.
-    pub fn page(&self, _hash: &PageHash) -> Option<Arc<Page>> {
-        unimplemented!()
+    pub fn page(&self, hash: &PageHash) -> Option<Arc<Page>> {
+        self.shared.page(hash)
     }
 
     /// Calls `done` with the page as soon as it is here. Without a deadline it waits for the origin's return.
-    pub fn fetch_page(&self, _hash: PageHash, _deadline: Option<std::time::Instant>, _done: PageDone) -> Ticket {
-        unimplemented!()
+    pub fn fetch_page(&self, hash: PageHash, deadline: Option<Instant>, done: PageDone) -> Ticket {
+        let ticket = self.shared.ticket();
+        self.order(Command::Page { ticket, hash, deadline, done });
+        ticket
     }
 
     /// A reader that nothing is known of yet.
     pub fn new_reader(&self) -> ReaderId {
-        unimplemented!()
+        ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Bytes `offset .. offset + len` of an object of `size` bytes, cut at its end, if all are in memory. An empty
     /// range gives no slices.
-    pub fn read_now(&self, _object: ObjectId, _size: u64, _offset: u64, _len: u32) -> Option<Slices> {
-        unimplemented!()
+    pub fn read_now(&self, object: ObjectId, size: u64, offset: u64, len: u32) -> Option<Slices> {
+        self.shared.read_now(&Read { object, size, offset, len, deadline: None })
     }
 
     /// Calls `done` with the same bytes as soon as they are here; these blocks are fetched before any window's.
@@ -90,33 +217,110 @@ impl Client {
     pub fn read(
         &self,
         _reader: ReaderId,
-        _object: ObjectId,
-        _size: u64,
-        _offset: u64,
-        _len: u32,
-        _deadline: Option<std::time::Instant>,
-        _done: ReadDone,
+        object: ObjectId,
+        size: u64,
+        offset: u64,
+        len: u32,
+        deadline: Option<Instant>,
+        done: ReadDone,
     ) -> Ticket {
-        unimplemented!()
+        let ticket = self.shared.ticket();
+        self.order(Command::Read { ticket, read: Read { object, size, offset, len, deadline }, done });
+        ticket
     }
 
     /// Ends a parked request at once: its closure is called with `Stopped` unless it was called before.
-    pub fn cancel(&self, _ticket: Ticket) {
-        unimplemented!()
+    pub fn cancel(&self, ticket: Ticket) {
+        self.order(Command::Cancel(ticket));
     }
 
     /// Replaces what this reader will want next, nearest first. An empty list means nothing beyond its reads.
-    pub fn set_window(&self, _reader: ReaderId, _window: Vec<Wanted>) {
-        unimplemented!()
+    pub fn set_window(&self, reader: ReaderId, window: Vec<Wanted>) {
+        self.order(Command::Window { reader, window });
     }
 
     /// The reader is gone: its window with it.
-    pub fn close_reader(&self, _reader: ReaderId) {
-        unimplemented!()
+    pub fn close_reader(&self, reader: ReaderId) {
+        self.order(Command::CloseReader(reader));
     }
 
-    /// Ends the node: every parked request is answered with `Stopped`, the event loop's thread ends.
+    /// Ends the node: every parked request is answered with `Stopped`, and the event loop's thread ends. Returns when
+    /// it has. Must not be called from a closure that the event loop calls.
     pub fn stop(&self) {
-        unimplemented!()
+        self.order(Command::Stop);
+        let thread = self.shared.thread.lock().expect("no holder of this lock panics").take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the event loop's thread panicked");
+        }
+    }
+
+    fn order(&self, command: Command) {
+        // After the loop has ended nobody will answer any more, so whoever waits is answered here.
+        if let Err(mpsc::error::SendError(command)) = self.shared.commands.send(command) {
+            match command {
+                Command::Read { done, .. } => done(Err(Unavailable::Stopped)),
+                Command::Page { done, .. } => done(Err(Unavailable::Stopped)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn page(&self, hash: &PageHash) -> Option<Arc<Page>> {
+        self.pages.read().expect("no holder of this lock panics").get(hash).cloned()
+    }
+
+    fn read_now(&self, read: &Read) -> Option<Slices> {
+        let mut slices = Slices::new();
+        for (id, range) in read.parts() {
+            slices.push(self.cache.read(id, range)?);
+        }
+        Some(slices)
+    }
+}
+
+impl Read {
+    /// The segments it touches and the bytes of each.
+    fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
+        let segment = SEGMENT as u64;
+        let (start, end) = (self.offset, self.offset.saturating_add(self.len as u64).min(self.size));
+        let segments = if start < end { start / segment..end.div_ceil(segment) } else { 0..0 };
+        let object = self.object;
+        segments.map(move |index| {
+            let base = index * segment;
+            let range = (start.max(base) - base) as u32..(end - base).min(segment) as u32;
+            (SegmentId { object, index: index as u32 }, range)
+        })
+    }
+}
+
+/// A page's bytes, for whoever asks over the network.
+fn page_bytes(shared: &Shared, tree: Option<&Tree>, hash: &PageHash) -> Option<Bytes> {
+    tree.and_then(|tree| tree.page(hash)).or_else(|| shared.page(hash).map(|page| page.bytes().clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_is_cut_at_segments_and_at_the_end() {
+        let object = ObjectId([1; 16]);
+        let parts = |size, offset, len| {
+            let read = Read { object, size, offset, len, deadline: None };
+            read.parts().map(|(id, range)| (id.index, range)).collect::<Vec<_>>()
+        };
+        let segment = SEGMENT as u64;
+        assert_eq!(parts(3 * segment, segment - 1, 2), [(0, SEGMENT - 1..SEGMENT), (1, 0..1)]);
+        assert_eq!(parts(segment + 5, segment, SEGMENT), [(1, 0..5)]);
+        assert_eq!(parts(segment, segment, 1), []);
+        assert_eq!(parts(0, 0, 10), []);
     }
 }

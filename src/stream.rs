@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::Slice;
 use crate::catalogue::{Entry, Kind, Lookup, View};
@@ -115,6 +115,18 @@ impl<S: Supply> Embedded<S> {
 
     /// What a directory holds, in the order of the catalogue, handed to `each` part by part.
     pub async fn list(&self, path: impl AsRef<[u8]>, mut each: impl FnMut(Vec<Entry>)) -> Result<(), StreamError> {
+        let (parts, mut arriving) = mpsc::channel(1);
+        let taking = async move {
+            while let Some(part) = arriving.recv().await {
+                each(part);
+            }
+        };
+        tokio::join!(self.list_into(path, parts), taking).0
+    }
+
+    /// What a directory holds, part by part: the next part is fetched when there is room for it, and none when nobody
+    /// takes them any more.
+    pub async fn list_into(&self, path: impl AsRef<[u8]>, parts: mpsc::Sender<Vec<Entry>>) -> Result<(), StreamError> {
         let path = path.as_ref();
         let view = self.view();
         let directory = self.find(view, path, true).await?;
@@ -129,8 +141,7 @@ impl<S: Supply> Embedded<S> {
             let part = part.map_err(|reason| StreamError::Path { path: shown(path), reason })?;
             let is_last = part.len() < ROWS;
             from = part.last().map(|entry| entry.rank + 1);
-            each(part);
-            if is_last {
+            if parts.send(part).await.is_err() || is_last {
                 return Ok(());
             }
         }

@@ -3,5 +3,8 @@
 //! Parsing is the edge: inside, the types cannot hold nonsense. Nothing here owns a socket.
 
 pub mod codec;
+pub mod datagram;
+pub mod deframe;
+pub mod frame;
 pub mod head;
 pub mod header;

@@ -543,6 +543,8 @@ mod tests {
         assert_eq!(built.root_level, 1);
         let pages = parsed(&built);
         let root = &pages[&built.root];
+        let first = &pages[&root.child(0).hash];
+        let between = [first.key(first.len() - 1).name, b"~"].concat();
         let children: Vec<Child> = (0..root.len()).map(|index| root.child(index)).collect();
         assert!(children.len() >= 3);
         let refused = |children: &[Child], level: u8| {
@@ -574,9 +576,20 @@ mod tests {
         assert!(refused(&changed(1, &|child| child.hash = children[2].hash), 1));
         let view = View::new(built.root, 0);
         assert_eq!(view.row(&pages, b"", b"00001"), Err(Lookup::Malformed), "the head states another level");
-        // The first page ends after the second begins.
-        let overlapping = [children[0], Child { key: pages[&children[0].hash].key(5), ..children[1] }];
-        assert!(refused(&overlapping, 1));
+        // The second page begins after what its parent says, which is still after the first page's last row.
+        let mut moved = children.clone();
+        moved[1].key = Key { dir: b"", directory: false, name: &between };
+        assert!(refused(&moved, 1));
+        // The first page ends after the second begins: found out by who enters the first alone.
+        let inner = pages[&children[0].hash].key(5);
+        let mut draft = Draft::new(1);
+        for child in [children[0], Child { key: inner, ..children[1] }] {
+            draft.push(child.key.dir, &write_child(&child));
+        }
+        let mut overlapping = pages.clone();
+        let hash = PageHash([9; 32]);
+        overlapping.insert(hash, Arc::new(Page::parse(draft.finish()).unwrap()));
+        assert_eq!(View::new(hash, 1).at(&overlapping, 1), Err(Lookup::Malformed));
         // A page that is its own child.
         let own = Child { hash: PageHash([9; 32]), ..children[0] };
         assert!(refused(&[own], 1));

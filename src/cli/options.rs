@@ -1,0 +1,206 @@
+//! The words after `-o`: the options of `mount` as fstab can say them.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::keys::{NotAKey, PublicKey};
+use crate::settings::quantity::parse_duration;
+use crate::settings::{
+    CacheSettings, DEFAULT_SOFT, NetSettings, Patience, Unfit, parse_broadcast, parse_interface, parse_peer, parse_port,
+};
+
+/// Words that mean something here, with an example of the value where they take one.
+const WORDS: [(&str, Option<&str>); 19] = [
+    ("interface", Some("interface=eth0")),
+    ("port", Some("port=19024")),
+    ("broadcast", Some("broadcast=192.168.7.255")),
+    ("peer", Some("peer=origin.example")),
+    ("cache", Some("cache=128M")),
+    ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("hard", None),
+    ("soft", None),
+    ("timeo", Some("timeo=30s")),
+    ("allow_other", None),
+    ("suid", None),
+    ("nosuid", None),
+    ("dev", None),
+    ("nodev", None),
+    ("exec", None),
+    ("noexec", None),
+    ("ro", None),
+    ("rw", None),
+    ("defaults", None),
+];
+
+/// Words that are for whoever reads fstab, or that change nothing on a read-only mount. One line of fstab goes to
+/// mount(8), systemd and this program alike.
+const IGNORED: [&str; 17] = [
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "silent",
+    "loud",
+];
+
+/// Every word that means something after `-o`.
+pub fn mount_words() -> impl Iterator<Item = &'static str> {
+    WORDS.into_iter().map(|(word, _)| word)
+}
+
+/// Why a word was refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OptionError {
+    #[error("unknown mount option {word}: {}", match .nearest {
+        Some(nearest) => format!("did you mean {nearest}?"),
+        None => "swarmfs(1) lists them".to_owned(),
+    })]
+    Unknown { word: String, nearest: Option<&'static str> },
+    #[error("option rw: a swarmfs mount is read-only; leave the word out, or lay a writable overlayfs over the mount")]
+    ReadWrite,
+    #[error("option {word} needs a value, for example {example}")]
+    NeedsValue { word: &'static str, example: &'static str },
+    #[error("option {word} takes no value, but has {value:?}")]
+    TakesNoValue { word: &'static str, value: String },
+    #[error("option {word}={}: {}", .unfit.value, .unfit.expectation())]
+    Unfit { word: &'static str, unfit: Unfit },
+    #[error("option key={value}: {reason}")]
+    Key { value: String, reason: NotAKey },
+    #[error("option timeo: only a soft mount gives up: add soft, or leave timeo out")]
+    TimeoWithoutSoft,
+}
+
+/// A mount's settings while words are still added to them.
+#[derive(Default)]
+pub struct Draft {
+    pub net: NetSettings,
+    pub cache: Option<CacheSettings>,
+    pub allow_other: bool,
+    pub suid: bool,
+    pub dev: bool,
+    pub noexec: bool,
+    soft: bool,
+    timeo: Option<Duration>,
+}
+
+impl Draft {
+    /// What the command line's own options said.
+    pub fn new(net: NetSettings, cache: Option<CacheSettings>, allow_other: bool) -> Draft {
+        Draft { net, cache, allow_other, ..Draft::default() }
+    }
+
+    /// Takes words separated by commas. A later one counts where two contradict; interfaces and peers add up.
+    pub fn take(&mut self, words: &str) -> Result<(), OptionError> {
+        words.split(',').filter(|word| !word.is_empty()).try_for_each(|word| self.take_word(word))
+    }
+
+    pub fn patience(&self) -> Result<Patience, OptionError> {
+        match (self.soft, self.timeo) {
+            (true, timeo) => Ok(Patience::Soft(timeo.unwrap_or(DEFAULT_SOFT))),
+            (false, None) => Ok(Patience::Hard),
+            (false, Some(_)) => Err(OptionError::TimeoWithoutSoft),
+        }
+    }
+
+    fn take_word(&mut self, text: &str) -> Result<(), OptionError> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") || name == "comment" {
+            return Ok(());
+        }
+        let Some((word, example)) = WORDS.into_iter().find(|(word, _)| *word == name) else {
+            return Err(OptionError::Unknown { word: name.to_owned(), nearest: nearest(name) });
+        };
+        match (example, value) {
+            (Some(example), None | Some("")) => Err(OptionError::NeedsValue { word, example }),
+            (None, Some(value)) => Err(OptionError::TakesNoValue { word, value: value.to_owned() }),
+            (Some(_), Some(value)) => self.set_value(word, value),
+            (None, None) => self.set_flag(word),
+        }
+    }
+
+    fn set_value(&mut self, word: &'static str, value: &str) -> Result<(), OptionError> {
+        let unfit = |unfit| OptionError::Unfit { word, unfit };
+        match word {
+            "interface" => self.net.interfaces.push(parse_interface(value).map_err(unfit)?),
+            "port" => self.net.port = Some(parse_port(value).map_err(unfit)?),
+            "broadcast" => self.net.broadcast.push(parse_broadcast(value).map_err(unfit)?),
+            "peer" => self.net.peers.push(parse_peer(value).map_err(unfit)?),
+            "cache" => self.cache = Some(CacheSettings::parse(value).map_err(unfit)?),
+            "timeo" => self.timeo = Some(parse_duration(value).map_err(unfit)?),
+            "key" => {
+                let key: Result<PublicKey, NotAKey> = value.parse();
+                self.net.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
+            }
+            _ => unreachable!("{word} is listed in WORDS with a value"),
+        }
+        Ok(())
+    }
+
+    fn set_flag(&mut self, word: &'static str) -> Result<(), OptionError> {
+        match word {
+            "hard" => (self.soft, self.timeo) = (false, None),
+            "soft" => self.soft = true,
+            "allow_other" => self.allow_other = true,
+            "suid" => self.suid = true,
+            "nosuid" => self.suid = false,
+            "dev" => self.dev = true,
+            "nodev" => self.dev = false,
+            "exec" => self.noexec = false,
+            "noexec" => self.noexec = true,
+            "ro" | "defaults" => {}
+            "rw" => return Err(OptionError::ReadWrite),
+            _ => unreachable!("{word} is listed in WORDS without a value"),
+        }
+        Ok(())
+    }
+}
+
+/// The known word that `word` is likely a slip of: at most a third of its letters wrong, left out, too many or swapped.
+fn nearest(word: &str) -> Option<&'static str> {
+    let slips = |(known, _): (&'static str, _)| (strsim::damerau_levenshtein(known, word), known);
+    let (count, known) = WORDS.into_iter().map(slips).min()?;
+    (count <= (known.len() / 3).max(1)).then_some(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_word_is_taken_or_refused_for_a_reason_of_its_own() {
+        let key = crate::keys::OriginKey::from_seed(&[1; 32]).public();
+        for (word, example) in WORDS {
+            let text = match example {
+                Some(_) if word == "key" => format!("key={key}"),
+                Some(example) => example.to_owned(),
+                None => word.to_owned(),
+            };
+            let taken = Draft::default().take(&text);
+            assert_eq!(taken, if word == "rw" { Err(OptionError::ReadWrite) } else { Ok(()) }, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_for_mount_and_systemd_change_nothing() {
+        let mut draft = Draft::default();
+        draft.take(&IGNORED.join(",")).unwrap();
+        draft.take("defaults,,x-systemd.automount,comment=backup").unwrap();
+        assert!(!draft.suid && !draft.dev && !draft.noexec && !draft.allow_other);
+        assert_eq!(draft.patience(), Ok(Patience::Hard));
+    }
+}

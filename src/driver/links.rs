@@ -1,0 +1,309 @@
+//! One link: bytes between its connection and the core.
+//!
+//! What is written, in this order: the frame begun, all control, one DATA frame of the first transfer that has a block,
+//! and so on. Control so never waits behind more than one frame of data and what the kernel was told to hold at most.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::core::{Handle, settle};
+use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
+use crate::net::sockets;
+use crate::swarm::{Input, LinkId, Transmit};
+use crate::wire::deframe::{Deframer, Piece};
+use crate::wire::frame::{DataHeader, Frame, data_header};
+
+/// Control that a peer has not read: more is a peer that does not read at all.
+const MOST_CONTROL: usize = 4 << 20;
+/// Block buffers kept for reuse on a link.
+const SPARE: usize = 4;
+const CONNECT: Duration = Duration::from_secs(3);
+/// Bytes read at once: enough for a batch of frames, few enough that other links get their turn.
+const READ: usize = 256 * 1024;
+
+/// What the event loop holds of a connection. Dropping it closes the connection.
+pub struct LinkIo {
+    pub addr: SocketAddr,
+    control: Vec<u8>,
+    wake: Rc<Notify>,
+    incoming: HashMap<u32, Incoming>,
+    spare: Vec<Vec<u8>>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// A transfer that DATA is expected of.
+struct Incoming {
+    run: Run,
+    size: u64,
+    /// The block that is coming in, and its bytes so far.
+    block: u32,
+    bytes: Vec<u8>,
+    /// Whole blocks that wait for their segment's header. No more than the run has.
+    held: Vec<(u32, Vec<u8>)>,
+}
+
+/// A block that waited for its header: transfer, run, number, bytes.
+pub type Held = (u32, Run, u32, Vec<u8>);
+
+impl Drop for LinkIo {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl LinkIo {
+    /// Appends a frame to what will be written; false if the peer has let too much pile up.
+    pub fn queue(&mut self, frame: &Frame) -> bool {
+        frame.encode(&mut self.control);
+        self.wake.notify_one();
+        self.control.len() <= MOST_CONTROL
+    }
+
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    pub fn expect(&mut self, transfer: u32, run: Run, size: u64) {
+        let incoming = Incoming { run, size, block: u32::MAX, bytes: Vec::new(), held: Vec::new() };
+        self.incoming.insert(transfer, incoming);
+    }
+
+    pub fn ignore(&mut self, transfer: u32) {
+        self.incoming.remove(&transfer);
+    }
+
+    /// Takes bytes of a block. None if they are not expected; else the run and the block if it is whole.
+    pub fn take(&mut self, data: DataHeader, bytes: &[u8]) -> Option<Option<(Run, Vec<u8>)>> {
+        let incoming = self.incoming.get_mut(&data.transfer)?;
+        let run = incoming.run;
+        if !(run.first..run.end()).contains(&data.block) {
+            return None;
+        }
+        if data.offset == 0 {
+            incoming.block = data.block;
+            if incoming.bytes.capacity() == 0 {
+                incoming.bytes = self.spare.pop().unwrap_or_default();
+            }
+            incoming.bytes.clear();
+        }
+        let len = block_len(incoming.size, data.block) as usize;
+        let fits = incoming.block == data.block
+            && incoming.bytes.len() == data.offset as usize
+            && incoming.bytes.len() + bytes.len() <= len;
+        if !fits {
+            return None;
+        }
+        incoming.bytes.extend_from_slice(bytes);
+        let whole = incoming.bytes.len() == len;
+        Some(whole.then(|| (run, std::mem::take(&mut incoming.bytes))))
+    }
+
+    /// Keeps a whole block until its header comes.
+    pub fn hold(&mut self, transfer: u32, block: u32, bytes: Vec<u8>) {
+        if let Some(incoming) = self.incoming.get_mut(&transfer)
+            && incoming.held.len() < BLOCKS_PER_SEGMENT as usize
+        {
+            incoming.held.push((block, bytes));
+        }
+    }
+
+    /// Gives out the blocks of a segment whose header has come.
+    pub fn release(&mut self, segment: SegmentId) -> Vec<Held> {
+        let mut released = Vec::new();
+        for (transfer, incoming) in &mut self.incoming {
+            let run = incoming.run;
+            if (BlockId { object: run.object, index: run.first }).segment() == segment {
+                released.extend(incoming.held.drain(..).map(|(block, bytes)| (*transfer, run, block, bytes)));
+            }
+        }
+        released
+    }
+
+    pub fn recycle(&mut self, bytes: Vec<u8>) {
+        if self.spare.len() < SPARE {
+            self.spare.push(bytes);
+        }
+    }
+}
+
+/// Opens a connection that the node asked for.
+pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
+    let stream = match tokio::time::timeout(CONNECT, TcpStream::connect(addr)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%addr, %error, "not connected");
+            core.borrow_mut().handle(Input::Closed { link });
+            return settle(&core);
+        }
+        Err(_) => {
+            core.borrow_mut().handle(Input::Closed { link });
+            return settle(&core);
+        }
+    };
+    attach(&core, link, stream, addr);
+    core.borrow_mut().handle(Input::Connected { link });
+    settle(&core);
+}
+
+/// Takes connections as long as the loop runs.
+pub async fn accept(core: Handle, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, addr)) => {
+                let now = core.borrow().now();
+                let link = core.borrow_mut().node.accept(addr, now);
+                if let Some(link) = link {
+                    attach(&core, link, stream, addr);
+                    settle(&core);
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: they come back when links end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr) {
+    if let Err(error) = sockets::tune(&stream) {
+        tracing::debug!(%addr, %error, "connection not tuned");
+    }
+    let (read, write) = stream.into_split();
+    let wake = Rc::new(Notify::new());
+    let reader = tokio::task::spawn_local(read_loop(core.clone(), link, read)).abort_handle();
+    let writer = tokio::task::spawn_local(write_loop(core.clone(), link, write, wake.clone())).abort_handle();
+    let io = LinkIo {
+        addr,
+        control: Vec::new(),
+        wake,
+        incoming: HashMap::new(),
+        spare: Vec::new(),
+        tasks: vec![reader, writer],
+    };
+    core.borrow_mut().links.insert(link, io);
+}
+
+async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
+    let mut deframer = Deframer::default();
+    loop {
+        if stream.readable().await.is_err() {
+            break;
+        }
+        let ended = {
+            let mut core = core.borrow_mut();
+            let mut scratch = std::mem::take(&mut core.scratch);
+            scratch.resize(READ, 0);
+            let ended = match stream.try_read(&mut scratch) {
+                Ok(0) => true,
+                Ok(len) => {
+                    let taken = deframer.feed(&scratch[..len], |piece| match piece {
+                        Piece::Frame(frame) => core.on_frame(link, frame),
+                        Piece::Data(data, bytes) => core.on_data(link, data, bytes),
+                    });
+                    if let Err(error) = &taken {
+                        tracing::debug!(?link, %error, "malformed frame; link closed");
+                        core.statistics.malformed += 1;
+                    }
+                    taken.is_err()
+                }
+                Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+            };
+            core.scratch = scratch;
+            // The node may have ended the link in this very batch.
+            ended || !core.links.contains_key(&link)
+        };
+        if ended {
+            break;
+        }
+        settle(&core);
+    }
+    core.borrow_mut().end_link(link);
+    settle(&core);
+}
+
+async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake: Rc<Notify>) {
+    loop {
+        match next_write(&core, link) {
+            Write::Control(bytes) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+            Write::Data(header, transmit) => {
+                let slice = {
+                    let core = core.borrow();
+                    let segment = transmit.block.segment();
+                    let start = (transmit.block.index - segment.first_block()) * crate::chunk::BLOCK + transmit.offset;
+                    core.shared.cache.read(segment, start..start + transmit.len)
+                };
+                let Some(slice) = slice else {
+                    tracing::error!(?transmit, "the node sends what the cache does not hold; link closed");
+                    break;
+                };
+                let mut parts = [std::io::IoSlice::new(&header), std::io::IoSlice::new(&slice)];
+                let mut parts = &mut parts[..];
+                let mut failed = false;
+                while !parts.is_empty() {
+                    match stream.write_vectored(parts).await {
+                        Ok(0) | Err(_) => {
+                            failed = true;
+                            break;
+                        }
+                        Ok(written) => std::io::IoSlice::advance_slices(&mut parts, written),
+                    }
+                }
+                if failed {
+                    break;
+                }
+                core.borrow_mut().statistics.to_peers += transmit.len as u64;
+                if core.borrow().node.wants_settling() {
+                    settle(&core);
+                }
+            }
+            Write::Nothing => wake.notified().await,
+            Write::Ended => return,
+        }
+    }
+    core.borrow_mut().end_link(link);
+    settle(&core);
+}
+
+enum Write {
+    Control(Vec<u8>),
+    Data([u8; 20], Transmit),
+    Nothing,
+    Ended,
+}
+
+fn next_write(core: &Handle, link: LinkId) -> Write {
+    let mut core = core.borrow_mut();
+    let Some(io) = core.links.get_mut(&link) else { return Write::Ended };
+    if !io.control.is_empty() {
+        return Write::Control(std::mem::take(&mut io.control));
+    }
+    match core.node.transmit(link) {
+        Some(transmit) => {
+            let header = DataHeader {
+                transfer: transmit.transfer,
+                block: transmit.block.index,
+                offset: transmit.offset as u16,
+                len: transmit.len as u16,
+            };
+            Write::Data(data_header(header), transmit)
+        }
+        None => {
+            drop(core);
+            Write::Nothing
+        }
+    }
+}

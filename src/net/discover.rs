@@ -1,0 +1,223 @@
+//! Finding a tree: ask everybody, gather who answers, decide which tree is meant.
+//!
+//! Runs before there is a node, on the caller's thread, and ends after the patience given. What the answers mean is
+//! decided by `choose`, which sees no socket.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::sockets;
+use crate::keys::PublicKey;
+use crate::settings::NetSettings;
+use crate::wire::datagram::{Datagram, Join, MAX_DATAGRAM, Welcome};
+use crate::wire::frame::NodeId;
+use crate::wire::head::{TreeHead, TreeName};
+
+/// How long after the first answer others are waited for: another origin, or another key, must be noticed.
+const MORE: Duration = Duration::from_millis(250);
+/// How long after the first answer of a node that is no origin an origin's is waited for.
+const MORE_ORIGIN: Duration = Duration::from_millis(800);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// Answers kept. Everybody may answer; a flood of them must not grow without a bound.
+const MAX_ANSWERS: usize = 256;
+
+/// A tree and one of the hosts that answered for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    pub host: SocketAddr,
+    pub tree: TreeName,
+    pub key: PublicKey,
+}
+
+/// The tree that was asked for, and who offers it.
+#[derive(Debug)]
+pub struct Found {
+    /// The newest head among the answers.
+    pub head: Arc<TreeHead>,
+    pub offers: Vec<Offer>,
+    /// The answers themselves, for the node that will join.
+    pub answers: Vec<(SocketAddr, Welcome)>,
+}
+
+/// Why no tree was found.
+#[derive(Debug, Error)]
+pub enum DiscoverError {
+    #[error("no origin answered")]
+    NoOrigin { tried: Vec<(String, IpAddr)> },
+    #[error("several trees are offered")]
+    SeveralTrees(Vec<Offer>),
+    #[error("origins with different keys offer the tree")]
+    SeveralKeys(Vec<Offer>),
+    #[error("the tree is offered with another key than the one given")]
+    WrongKey(Vec<Offer>),
+    #[error("the tree is not offered")]
+    TreeMissing { trees: Vec<Offer> },
+    #[error("cannot use the network: {0}")]
+    Network(std::io::Error),
+}
+
+/// Asks the network for the tree, or for the one tree that there is.
+pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) -> Result<Found, DiscoverError> {
+    let network = DiscoverError::Network;
+    let missing = super::interfaces::missing(&net.interfaces).map_err(network)?;
+    if let Some(name) = missing.first() {
+        let text = format!("no interface {name}: expected one of those that `ip link` lists");
+        return Err(DiscoverError::Network(std::io::Error::new(ErrorKind::NotFound, text)));
+    }
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(network)?;
+    let port = socket.local_addr().map_err(network)?.port();
+    // Any tree may answer: the error for a wrong name lists those that there are.
+    let node = NodeId(getrandom::u64().map_err(|error| DiscoverError::Network(error.into()))?);
+    let join = Datagram::Join(Join { node, port, sequence: 0, position: 0, tree: None }).encode();
+    let begin = Instant::now();
+    let (mut next, mut pause) = (begin, FIRST_PAUSE);
+    let mut end = begin + patience;
+    let mut answers: BTreeMap<NodeId, (SocketAddr, Welcome)> = BTreeMap::new();
+    let mut tried: Vec<(String, IpAddr)> = Vec::new();
+    let (mut heard, mut heard_origin) = (false, false);
+    loop {
+        let now = Instant::now();
+        if now >= end {
+            break;
+        }
+        if now >= next {
+            next = now + pause;
+            pause = (pause * 2).min(LAST_PAUSE);
+            for (name, address) in sockets::broadcast(&join, net).map_err(network)? {
+                let aim = (name, IpAddr::V4(address));
+                if !tried.contains(&aim) {
+                    tried.push(aim);
+                }
+            }
+            for (addr, (host, _)) in sockets::resolve(&net.peers).into_iter().zip(&net.peers) {
+                let _ = socket.send_to(&join, addr);
+                let aim = (host.clone(), addr.ip());
+                if !tried.contains(&aim) {
+                    tried.push(aim);
+                }
+            }
+        }
+        let wait = end.min(next).saturating_duration_since(now).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(wait)).map_err(network)?;
+        let mut buffer = [0; MAX_DATAGRAM + 1];
+        let (len, from) = match socket.recv_from(&mut buffer) {
+            Ok(received) => received,
+            // A peer's host may answer a unicast with an ICMP error; the others may still answer.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+            {
+                continue;
+            }
+            Err(error) => return Err(network(error)),
+        };
+        let Ok(Datagram::Peers(welcome)) = Datagram::parse(&buffer[..len]) else { continue };
+        let meant =
+            tree.is_none_or(|name| *name == welcome.head.name) && net.key.is_none_or(|key| key == welcome.head.key);
+        // Somebody with another tree must not keep us from waiting for ours; but an origin's word that there are others
+        // ends the wait, too.
+        if welcome.origin && !heard_origin {
+            heard_origin = true;
+            end = end.min(Instant::now() + MORE);
+        } else if meant && !heard {
+            end = end.min(Instant::now() + MORE_ORIGIN);
+        }
+        heard |= meant;
+        if answers.len() < MAX_ANSWERS {
+            answers.insert(welcome.node, (from, *welcome));
+        }
+    }
+    choose(answers.into_values().collect(), tree, net.key, tried)
+}
+
+/// Which tree the answers mean.
+fn choose(
+    answers: Vec<(SocketAddr, Welcome)>,
+    tree: Option<&TreeName>,
+    key: Option<PublicKey>,
+    tried: Vec<(String, IpAddr)>,
+) -> Result<Found, DiscoverError> {
+    if answers.is_empty() {
+        return Err(DiscoverError::NoOrigin { tried });
+    }
+    let (named, others): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|(_, welcome)| tree.is_none_or(|name| *name == welcome.head.name));
+    if named.is_empty() {
+        return Err(DiscoverError::TreeMissing { trees: offers(&others) });
+    }
+    let (trusted, strange): (Vec<_>, Vec<_>) =
+        named.into_iter().partition(|(_, welcome)| key.is_none_or(|key| key == welcome.head.key));
+    let Some((_, first)) = trusted.first() else { return Err(DiscoverError::WrongKey(offers(&strange))) };
+    if trusted.iter().any(|(_, welcome)| welcome.head.name != first.head.name) {
+        return Err(DiscoverError::SeveralTrees(offers(&trusted)));
+    }
+    if trusted.iter().any(|(_, welcome)| welcome.head.key != first.head.key) {
+        return Err(DiscoverError::SeveralKeys(offers(&trusted)));
+    }
+    let newest = trusted.iter().map(|(_, welcome)| &welcome.head).max_by_key(|head| head.sequence);
+    let head = Arc::new(newest.expect("there is a first one").clone());
+    Ok(Found { head, offers: offers(&trusted), answers: trusted })
+}
+
+/// One line per host, tree and key; origins only, where any answered.
+fn offers(answers: &[(SocketAddr, Welcome)]) -> Vec<Offer> {
+    let any_origin = answers.iter().any(|(_, welcome)| welcome.origin);
+    let mut offers: Vec<Offer> = Vec::new();
+    for (from, welcome) in answers.iter().filter(|(_, welcome)| welcome.origin || !any_origin) {
+        let host = SocketAddr::new(from.ip(), welcome.port);
+        let offer = Offer { host, tree: welcome.head.name.clone(), key: welcome.head.key };
+        if !offers.contains(&offer) {
+            offers.push(offer);
+        }
+    }
+    offers.sort_by(|a, b| (&a.tree, a.host).cmp(&(&b.tree, b.host)));
+    offers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::OriginKey;
+    use crate::wire::head::{PageHash, Totals};
+
+    fn answer(host: u8, tree: &str, key: u8, sequence: u64) -> (SocketAddr, Welcome) {
+        let secret = OriginKey::from_seed(&[key; 32]);
+        let head = TreeHead::sign(tree.parse().unwrap(), sequence, PageHash([0; 32]), 0, Totals::default(), &secret);
+        let welcome = Welcome { node: NodeId(host as u64), port: 19024, origin: true, head, peers: vec![] };
+        (([10, 0, 0, host], 5).into(), welcome)
+    }
+
+    fn key(key: u8) -> PublicKey {
+        OriginKey::from_seed(&[key; 32]).public()
+    }
+
+    #[test]
+    fn one_tree_need_not_be_named_and_its_newest_head_counts() {
+        let found = choose(vec![answer(1, "a", 1, 5), answer(2, "a", 1, 7)], None, None, vec![]).unwrap();
+        assert_eq!((found.head.sequence, found.offers.len(), found.answers.len()), (7, 2, 2));
+    }
+
+    #[test]
+    fn several_trees_several_keys_and_none_are_told_apart() {
+        let a: TreeName = "a".parse().unwrap();
+        let b: TreeName = "b".parse().unwrap();
+        let answers = vec![answer(1, "a", 1, 1), answer(2, "b", 1, 1), answer(3, "a", 2, 1)];
+        let choose = |tree, key| choose(answers.clone(), tree, key, vec![]);
+        assert!(matches!(choose(None, None), Err(DiscoverError::SeveralTrees(offers)) if offers.len() == 3));
+        assert!(matches!(choose(Some(&a), None), Err(DiscoverError::SeveralKeys(offers)) if offers.len() == 2));
+        assert_eq!(choose(Some(&a), Some(key(2))).unwrap().head.key, key(2));
+        assert!(matches!(choose(Some(&b), Some(key(2))), Err(DiscoverError::WrongKey(offers)) if offers.len() == 1));
+        let c: TreeName = "c".parse().unwrap();
+        assert!(matches!(choose(Some(&c), None), Err(DiscoverError::TreeMissing { trees }) if trees.len() == 3));
+        let tried = vec![("eth0".to_owned(), IpAddr::V4(Ipv4Addr::BROADCAST))];
+        assert!(
+            matches!(super::choose(vec![], None, None, tried), Err(DiscoverError::NoOrigin { tried }) if tried.len() == 1)
+        );
+    }
+}

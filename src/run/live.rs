@@ -1,0 +1,356 @@
+//! A running node as the commands hold it: how it is found and started, what it says of itself, what ends it.
+//!
+//! The one file of the command line that names the event loop and the reading of files through it.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{RunError, runtime_dir};
+use crate::catalogue::{self, Kind, Row};
+use crate::control::server::{Limits, Server};
+use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
+use crate::driver::{self, Client, DiscoverError, Found, Offer};
+use crate::origin::{OriginError, StateDir, Tree};
+use crate::settings::{CacheSettings, NetSettings};
+use crate::stream::{Embedded, StreamError};
+use crate::wire::head::TreeName;
+
+/// How long a network is asked for an origin: several times what one takes to answer three lost datagrams.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A node of this process; it stops when this is dropped.
+pub struct Live {
+    client: Client,
+    files: Embedded,
+    role: Role,
+    directory: Option<PathBuf>,
+    mountpoint: Option<PathBuf>,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.client.stop();
+    }
+}
+
+/// The thread's own runtime, for sockets and signals; the node's event loop has a thread of its own.
+pub fn runtime() -> Result<Runtime, RunError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)
+}
+
+/// Asks the network for the tree, or for the one tree that there is.
+pub fn find(net: &NetSettings, tree: Option<&TreeName>) -> Result<Found, RunError> {
+    let found = driver::discover(net, tree, PATIENCE).map_err(|error| RunError::Discover {
+        error,
+        net: Box::new(net.clone()),
+        tree: tree.cloned(),
+    })?;
+    let head = &found.head;
+    match net.key {
+        Some(_) => info!(tree = %head.name, key = head.key.fingerprint(), "found the tree, signed with the key given"),
+        None => info!(
+            tree = %head.name, key = head.key.fingerprint(),
+            "found the tree; its key is trusted as the first one seen, pin it with --key {}", head.key
+        ),
+    }
+    Ok(found)
+}
+
+/// A node that reads.
+pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
+    let client = driver::join(found, net, cache).map_err(RunError::Start)?;
+    Ok(Live::new(client, Role::Stream, None))
+}
+
+/// A node with the tree on its disk.
+pub fn serve(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
+    let state = StateDir::locate().map_err(OriginError::from)?;
+    let key = state.key().map_err(OriginError::from)?;
+    let tree = Tree::open(dir, name, &state, key)?;
+    let client = driver::serve(Arc::new(tree), net, cache).map_err(RunError::Start)?;
+    Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
+}
+
+impl Live {
+    fn new(client: Client, role: Role, directory: Option<PathBuf>) -> Live {
+        let files = Embedded::new(client.clone());
+        Live { client, files, role, directory, mountpoint: None }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The node is what a mount reads from.
+    pub fn mounted_on(mut self, point: &Path) -> Live {
+        (self.role, self.mountpoint) = (Role::Mount, Some(point.to_owned()));
+        self
+    }
+
+    /// Answers on the node's control socket until `end`, or until a signal asks for the end. Without a place for the
+    /// socket the node works all the same, and `status` does not see it.
+    pub async fn attend(self: Arc<Self>, mut signals: Signals, end: impl Future<Output = ()>) {
+        let tree = self.client.head().name.clone();
+        let server = runtime_dir()
+            .map_err(|error| error.to_string())
+            .and_then(|dir| Server::bind(&dir, tree.as_str(), Limits::default()).map_err(|error| error.to_string()));
+        let control = async {
+            match server {
+                Ok(server) => server.run(self.clone()).await,
+                Err(reason) => {
+                    warn!(reason, "no control socket: status, ls and cat do not see this node");
+                    std::future::pending().await
+                }
+            }
+        };
+        tokio::select! {
+            () = control => {}
+            () = end => {}
+            () = signals.asked() => {}
+        }
+    }
+}
+
+/// The signals that end a node in good order. Made before there is anything to put in order.
+pub struct Signals([Signal; 3]);
+
+impl Signals {
+    /// Call it inside a runtime.
+    pub fn new() -> Result<Signals, RunError> {
+        let heard = |kind| signal(kind).map_err(RunError::Start);
+        Ok(Signals([heard(SignalKind::terminate())?, heard(SignalKind::interrupt())?, heard(SignalKind::hangup())?]))
+    }
+
+    async fn asked(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+impl Node for Live {
+    fn status(&self) -> Status {
+        let head = self.client.head();
+        let now = self.client.snapshot();
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let peer = |peer: driver::Neighbour| Peer {
+            address: peer.address.to_string(),
+            origin: peer.origin,
+            position: peer.position,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            role: self.role,
+            tree: head.name.to_string(),
+            sequence: head.sequence,
+            key: head.key.to_string(),
+            key_fingerprint: head.key.fingerprint(),
+            port: now.port,
+            directory: self.directory.as_ref().map(text),
+            mountpoint: self.mountpoint.as_ref().map(text),
+            peers: now.peers.into_iter().map(peer).collect(),
+            chunks_held: now.chunks_held,
+            bytes: Bytes {
+                cache_used: now.cache_used,
+                cache_budget: now.cache_budget,
+                from_origin: now.from_origin,
+                from_peers: now.from_peers,
+                to_peers: now.to_peers,
+            },
+            counters: now.counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        }
+    }
+
+    fn list<'a>(&'a self, path: &'a Path, entries: mpsc::Sender<Entry>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let path = path.as_os_str().as_bytes();
+            let found = self.files.entry(path, false).await.map_err(failure)?;
+            // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
+            let is_directory = match found.row.kind() {
+                Kind::Directory => true,
+                Kind::Symlink { .. } => {
+                    let target = self.files.entry(path, true).await;
+                    target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
+                }
+                _ => false,
+            };
+            if !is_directory {
+                return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
+            }
+            let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
+            let pass = async move {
+                while let Some(part) = arriving.recv().await {
+                    for entry in part {
+                        // Nobody reads on: the receiver goes, and the listing ends with it.
+                        if entries.send(entry_of(&entry.row)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            };
+            tokio::join!(self.files.list_into(path, parts), pass).0.map_err(failure)
+        })
+    }
+
+    fn open<'a>(&'a self, path: &'a Path) -> Answer<'a, Box<dyn AsyncRead + Send + Unpin>> {
+        Box::pin(async move {
+            let file = self.files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
+            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
+        })
+    }
+}
+
+fn failure(error: StreamError) -> Failure {
+    match error {
+        StreamError::Path { reason, .. } => reason.into(),
+        StreamError::IsADirectory(_) => Failure::IsADirectory,
+    }
+}
+
+fn entry_of(row: &Row) -> Entry {
+    let kind = match row.kind() {
+        Kind::File { .. } => 0o100000,
+        Kind::Directory => 0o040000,
+        Kind::Symlink { .. } => 0o120000,
+        Kind::Fifo => 0o010000,
+        Kind::Socket => 0o140000,
+        Kind::CharDevice { .. } => 0o020000,
+        Kind::BlockDevice { .. } => 0o060000,
+    };
+    let target = match row.kind() {
+        Kind::Symlink { target } => Some(PathBuf::from(OsString::from_vec(target.to_vec()))),
+        _ => None,
+    };
+    let attributes = row.attributes();
+    Entry {
+        name: OsString::from_vec(row.name().to_vec()),
+        mode: kind | u32::from(attributes.mode),
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        size: attributes.size,
+        mtime_s: attributes.mtime.sec,
+        rdev: row.rdev(),
+        target,
+    }
+}
+
+/// What a person does about a tree that was not found.
+pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>) -> String {
+    let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
+    match error {
+        DiscoverError::NoOrigin { tried } if tried.is_empty() => {
+            "no network to ask: no interface is up, has carrier and broadcasts; name one with --interface, or an \
+             origin with --peer"
+                .to_owned()
+        }
+        DiscoverError::NoOrigin { tried } => {
+            let asked: Vec<String> = tried.iter().map(|(interface, to)| format!("{to} on {interface}")).collect();
+            let (first, last) = net.ports().into_inner();
+            format!(
+                "nobody offers {wanted}: asked {} for {} s without an answer; is `swarmfs serve` running, and do \
+                 firewalls let UDP and TCP ports {first} to {last} through? Where broadcast does not reach, use --peer",
+                asked.join(", "),
+                PATIENCE.as_secs()
+            )
+        }
+        DiscoverError::SeveralTrees(offers) => {
+            format!("the network has several trees; name one of them:{}", lines(offers, false))
+        }
+        DiscoverError::SeveralKeys(offers) => format!(
+            "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
+            lines(offers, true)
+        ),
+        DiscoverError::WrongKey(offers) => {
+            format!("nobody offers {wanted} with the key given; the keys it is offered with:{}", lines(offers, true))
+        }
+        DiscoverError::TreeMissing { trees } => {
+            format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
+        }
+        DiscoverError::Network(reason) => format!("cannot use the network: {reason}"),
+    }
+}
+
+fn lines(offers: &[Offer], keys: bool) -> String {
+    let mut lines: Vec<String> = offers
+        .iter()
+        .map(|Offer { host, tree, key }| match keys {
+            false => format!("{tree} (from {}, key {})", host.ip(), key.fingerprint()),
+            true => format!("{}: {} (--key {key})", host.ip(), key.fingerprint()),
+        })
+        .collect();
+    lines.sort();
+    lines.dedup();
+    super::show::indented(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::catalogue::Attributes;
+    use crate::keys::OriginKey;
+
+    fn offer(tree: &str, seed: u8) -> Offer {
+        let key = OriginKey::from_seed(&[seed; 32]).public();
+        Offer { host: ([10, 0, 0, seed], 19024).into(), tree: tree.parse().unwrap(), key }
+    }
+
+    fn message(error: &DiscoverError) -> String {
+        explain(error, &NetSettings::default(), Some(&"images".parse().unwrap()))
+    }
+
+    #[test]
+    fn silence_names_what_was_tried_and_what_may_be_in_the_way() {
+        let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
+        let text = message(&DiscoverError::NoOrigin { tried: vec![("eth0".to_owned(), to)] });
+        assert!(text.starts_with("nobody offers the tree \"images\": asked 10.0.0.255 on eth0 for 5 s"), "{text}");
+        assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
+        let text = message(&DiscoverError::NoOrigin { tried: Vec::new() });
+        assert!(text.starts_with("no network to ask") && text.contains("--interface"), "{text}");
+    }
+
+    #[test]
+    fn a_row_is_listed_as_lstat_says() {
+        let attributes = Attributes { mode: 0o777, uid: 1, gid: 2, nlink: 3, size: 4, ..Attributes::default() };
+        let target: Box<[u8]> = b"../\xff".as_slice().into();
+        let row = Row::new(*b"a", *b"\xfe", Kind::Symlink { target }, attributes, Vec::new()).unwrap();
+        let entry = entry_of(&row);
+        assert_eq!((entry.mode, entry.uid, entry.gid, entry.nlink, entry.size), (0o120777, 1, 2, 3, 4));
+        assert_eq!(entry.name.as_bytes(), b"\xfe");
+        assert_eq!(entry.target.unwrap().as_os_str().as_bytes(), b"../\xff");
+        let device = Row::new(*b"", *b"d", Kind::BlockDevice { rdev: 0x801 }, Attributes::default(), Vec::new());
+        let entry = entry_of(&device.unwrap());
+        assert_eq!((entry.mode, entry.rdev), (0o060000, 0x801));
+    }
+
+    #[test]
+    fn choices_are_listed_once_each() {
+        let text = message(&DiscoverError::SeveralTrees(vec![offer("b", 1), offer("a", 2), offer("b", 1)]));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[1].starts_with("  a (from 10.0.0.2, key "), "{text}");
+        let text = message(&DiscoverError::SeveralKeys(vec![offer("images", 1), offer("images", 2)]));
+        for offer in [offer("images", 1), offer("images", 2)] {
+            let line = format!("  {}: {} (--key {})", offer.host.ip(), offer.key.fingerprint(), offer.key);
+            assert!(text.lines().any(|said| said == line), "{text}");
+        }
+        let text = message(&DiscoverError::TreeMissing { trees: vec![offer("a", 1)] });
+        assert!(text.starts_with("nobody offers the tree \"images\"; the network has:\n  a (from"), "{text}");
+    }
+}

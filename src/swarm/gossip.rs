@@ -1,0 +1,546 @@
+//! What nodes tell each other of themselves, and how they meet.
+//!
+//! A JOIN is broadcast until an origin answers; everything after that is unicast. STATE carries changes only, gathered
+//! for some milliseconds; an origin gets a full report instead, less often, since its uplink bounds everybody.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::bits::Bits;
+use super::link::by_chunk;
+use super::{JoinAim, LinkId, Node, Output, Time};
+use crate::chunk::{ChunkId, Run};
+use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
+use crate::wire::frame::{Frame, NodeId, State};
+
+/// Peers remembered; the next one is forgotten at once. A rack row is a thousand.
+const MAX_KNOWN: usize = 2048;
+/// Runs in one STATE: 2,000 of them, each in a group of its own, stay below the longest frame.
+const MAX_RUNS: usize = 2000;
+const FIRST_JOIN: u64 = 100_000;
+const LAST_JOIN: u64 = 2_000_000;
+/// How long a peer that sent wrong bytes is avoided.
+const AVOID: u64 = 600_000_000;
+/// A connection that is not greeted by then is given up.
+const GREETING: u64 = 3_000_000;
+
+struct Known {
+    addr: SocketAddr,
+    origin: bool,
+    /// When it may be tried, after `tries` in a row that failed.
+    next_try: Time,
+    tries: u32,
+    avoid_until: Time,
+}
+
+pub struct Gossip {
+    pub last_tick: Time,
+    known: BTreeMap<NodeId, Known>,
+    /// What changed since neighbours were last told: taken and lost blocks.
+    changed: BTreeMap<ChunkId, (Bits, Bits)>,
+    /// The window as neighbours know it.
+    told_window: Vec<Run>,
+    dirty: bool,
+    /// Origins were not told of the last change yet: they are told less often.
+    report_owed: bool,
+    last_publish: Time,
+    coalesce: u64,
+    /// When the next JOIN goes out while no origin is linked, and the pause after it.
+    next_join: Time,
+    join_pause: u64,
+    asks: u32,
+    next_ask: Time,
+    next_meet: Time,
+    /// Bytes received and sent since the last measurement.
+    received: u64,
+    sent: u64,
+    measured: Time,
+    receive_rate: u64,
+    send_rate: u64,
+}
+
+impl Gossip {
+    pub fn new(now: Time) -> Gossip {
+        Gossip {
+            last_tick: now,
+            known: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            told_window: Vec::new(),
+            dirty: false,
+            report_owed: false,
+            last_publish: now,
+            coalesce: 10_000,
+            next_join: now,
+            join_pause: FIRST_JOIN,
+            asks: 0,
+            next_ask: now.plus(250_000),
+            next_meet: now,
+            received: 0,
+            sent: 0,
+            measured: now,
+            receive_rate: 0,
+            send_rate: 0,
+        }
+    }
+
+    pub fn dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Changes are told at once if this node begins to want something: nobody offers before.
+    pub fn hurry(&mut self, begins: bool) {
+        if begins {
+            self.coalesce = 0;
+        }
+    }
+
+    pub fn publish_due(&self) -> Time {
+        self.last_publish.plus(self.coalesce)
+    }
+
+    pub fn origin_lost(&mut self, now: Time) {
+        self.next_join = now;
+        self.join_pause = FIRST_JOIN;
+    }
+
+    pub fn count_received(&mut self, bytes: u64) {
+        self.received += bytes;
+    }
+
+    pub fn count_sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+    }
+
+    /// Bytes a second that this node moves, in the busier direction; 0 before it was measured.
+    pub fn rate(&self) -> u64 {
+        self.receive_rate.max(self.send_rate)
+    }
+
+    pub fn note_taken(&mut self, chunk: ChunkId, bits: Bits) {
+        let (taken, lost) = self.changed.entry(chunk).or_default();
+        *taken = taken.or(&bits);
+        *lost = lost.minus(&bits);
+        self.dirty = true;
+    }
+
+    pub fn note_lost(&mut self, chunk: ChunkId, bits: Bits) {
+        let (taken, lost) = self.changed.entry(chunk).or_default();
+        *lost = lost.or(&bits);
+        *taken = taken.minus(&bits);
+        self.dirty = true;
+    }
+}
+
+fn runs(chunk: ChunkId, bits: &Bits) -> impl Iterator<Item = Run> {
+    let start = chunk.first_block();
+    bits.runs().map(move |(first, end)| Run { object: chunk.object, first: start + first, count: end - first })
+}
+
+impl Node {
+    // ---- telling
+
+    fn room(&self) -> i16 {
+        let room = self.policy.downloads as i64 - self.requests.transfers() as i64;
+        room.clamp(i16::MIN as i64, i16::MAX as i64) as i16
+    }
+
+    fn blank_state(&self, full: bool) -> State {
+        State {
+            full,
+            sequence: self.me.sequence,
+            position: self.requests.position(),
+            room: self.room(),
+            rate: (self.gossip.receive_rate / 1024).min(u32::MAX as u64) as u32,
+            ..State::default()
+        }
+    }
+
+    /// All that a new neighbour must know, in as many frames as it takes.
+    pub(super) fn tell_everything(&mut self, id: LinkId) {
+        let mut held: Vec<Run> = Vec::new();
+        if !self.me.origin {
+            let mut chunks: Vec<(ChunkId, Bits)> = self.store.iter().map(|(id, held)| (*id, held.taken)).collect();
+            chunks.sort_unstable_by_key(|(id, _)| *id);
+            held.extend(chunks.iter().flat_map(|(chunk, bits)| runs(*chunk, bits)));
+        }
+        let mut state = self.blank_state(true);
+        // An origin's report carries the window of this moment; other links follow the one last told to all.
+        state.added = match self.links.get(&id) {
+            Some(link) if link.origin => self.requests.window().to_vec(),
+            _ => self.gossip.told_window.clone(),
+        };
+        state.front = state.added.first().map_or(0, |run| run.first);
+        let mut parts = held.chunks(MAX_RUNS);
+        state.taken = parts.next().unwrap_or_default().to_vec();
+        self.send(id, Frame::State(state));
+        for part in parts {
+            let mut more = self.blank_state(false);
+            more.front = self.gossip.told_window.first().map_or(0, |run| run.first);
+            more.taken = part.to_vec();
+            self.send(id, Frame::State(more));
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.told = true;
+            link.last_told = self.now;
+        }
+    }
+
+    pub(super) fn publish_if_due(&mut self) {
+        if !self.gossip.dirty || self.now < self.gossip.publish_due() {
+            return;
+        }
+        self.gossip.dirty = false;
+        self.gossip.last_publish = self.now;
+        self.gossip.coalesce = self.policy.coalesce(self.gossip.receive_rate);
+        let changed = std::mem::take(&mut self.gossip.changed);
+        let window = self.requests.window().to_vec();
+        let before = std::mem::replace(&mut self.gossip.told_window, window.clone());
+        let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
+        if self.me.origin {
+            // An origin has everything: nobody needs to be told block by block.
+            return;
+        }
+        let Some((dropped, front, added)) = slide(&before, &window) else {
+            // The reader went elsewhere.
+            return ids.into_iter().for_each(|id| self.tell_everything(id));
+        };
+        let mut state = self.blank_state(false);
+        (state.dropped, state.front, state.added) = (dropped, front, added);
+        state.taken = changed.iter().flat_map(|(chunk, (taken, _))| runs(*chunk, taken)).collect();
+        state.lost = changed.iter().flat_map(|(chunk, (_, lost))| runs(*chunk, lost)).collect();
+        let long = state.taken.len() + state.lost.len() > MAX_RUNS;
+        for id in ids {
+            let link = &self.links[&id];
+            if link.origin {
+                self.report(id, before.is_empty() != window.is_empty());
+            } else if long {
+                self.tell_everything(id);
+            } else {
+                self.send(id, Frame::State(state.clone()));
+                self.told(id);
+            }
+        }
+    }
+
+    fn told(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.last_told = self.now;
+        }
+    }
+
+    /// An origin is told everything, but not often, unless this node begins or ends to want something.
+    fn report(&mut self, id: LinkId, urgent: bool) {
+        let Some(link) = self.links.get(&id) else { return };
+        // A reader so fast that it would run through half its window between two reports makes them more often.
+        let window_bytes = self.policy.window_blocks as u64 * crate::chunk::BLOCK as u64;
+        let half = (window_bytes / 4).saturating_mul(1_000_000) / self.gossip.receive_rate.max(1);
+        if urgent || self.now.since(link.last_told) >= self.policy.report.min(half) {
+            self.tell_everything(id);
+        } else {
+            self.gossip.report_owed = true;
+        }
+    }
+
+    /// Reports what origins were not told when it happened.
+    pub(super) fn report_if_owed(&mut self) {
+        if std::mem::take(&mut self.gossip.report_owed) {
+            let ids: Vec<LinkId> = self.links.iter().filter(|(_, l)| l.told && l.origin).map(|(id, _)| *id).collect();
+            ids.into_iter().for_each(|id| self.report(id, false));
+        }
+    }
+
+    /// Measures rates, ends silent links, keeps quiet ones alive.
+    pub(super) fn check_links(&mut self) {
+        let i_want = !self.requests.is_idle();
+        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in ids {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            if !link.greeted {
+                if self.now.since(link.born) > GREETING {
+                    self.close_link(id);
+                }
+                continue;
+            }
+            let active = i_want || !link.is_idle();
+            if active && !link.active {
+                link.active_since = self.now;
+            }
+            link.active = active;
+            let (silence, keepalive) = if active {
+                (self.policy.silence, self.policy.keepalive)
+            } else {
+                (self.policy.silence_idle, self.policy.keepalive_idle)
+            };
+            let heard = if active { link.last_heard.max(link.active_since) } else { link.last_heard };
+            let silent = self.now.since(heard) > silence;
+            let quiet = self.now.since(link.last_told) >= keepalive;
+            if silent {
+                self.close_link(id);
+            } else if quiet {
+                if link.origin {
+                    self.tell_everything(id);
+                } else {
+                    let mut state = self.blank_state(false);
+                    state.front = self.gossip.told_window.first().map_or(0, |run| run.first);
+                    self.send(id, Frame::State(state));
+                    self.told(id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn measure(&mut self) {
+        let elapsed = self.now.since(self.gossip.measured);
+        if elapsed < 300_000 {
+            return;
+        }
+        let smooth = |old: u64, bytes: u64| {
+            let rate = bytes * 1_000_000 / elapsed;
+            if old == 0 { rate } else { (old + rate) / 2 }
+        };
+        self.gossip.receive_rate = smooth(self.gossip.receive_rate, self.gossip.received);
+        self.gossip.send_rate = smooth(self.gossip.send_rate, self.gossip.sent);
+        (self.gossip.received, self.gossip.sent) = (0, 0);
+        self.gossip.measured = self.now;
+    }
+
+    // ---- meeting
+
+    /// Looks for an origin while there is none, and for neighbours while there are too few.
+    pub(super) fn meet(&mut self) {
+        if self.me.origin || self.now < self.gossip.next_meet {
+            return;
+        }
+        self.gossip.next_meet = self.now.plus(50_000);
+        if !self.has_origin() && self.now >= self.gossip.next_join {
+            self.gossip.next_join = self.now.plus(self.gossip.join_pause);
+            self.gossip.join_pause = (self.gossip.join_pause * 2).min(LAST_JOIN);
+            self.counters.joins += 1;
+            self.out.push_back(Output::Join { join: JoinAim::Broadcast });
+            let origins: Vec<SocketAddr> = self.gossip.known.values().filter(|k| k.origin).map(|k| k.addr).collect();
+            for addr in origins {
+                self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
+            }
+        }
+        let mut wanted = self.policy.links(self.gossip.rate()).saturating_sub(self.neighbour_links());
+        let mut candidates: Vec<(NodeId, SocketAddr)> = self
+            .gossip
+            .known
+            .iter()
+            .filter(|(node, known)| {
+                let linked = self.links.values().any(|link| link.peer == **node || link.addr == known.addr);
+                !linked && self.now >= known.next_try && self.now >= known.avoid_until
+            })
+            .map(|(node, known)| (*node, known.addr))
+            .collect();
+        self.rng.shuffle(&mut candidates);
+        for (node, addr) in candidates {
+            let origin = self.gossip.known[&node].origin;
+            if origin || wanted > 0 {
+                wanted = if origin { wanted } else { wanted - 1 };
+                self.dial(node, addr);
+            }
+        }
+        if wanted > 0 && self.now >= self.gossip.next_ask {
+            let pauses = [350_000, 1_400_000];
+            self.gossip.next_ask = self
+                .now
+                .plus(*pauses.get(self.gossip.asks as usize).unwrap_or(&(10_000_000 + self.rng.u64(0..2_000_000))));
+            self.gossip.asks += 1;
+            let mut targets: Vec<LinkId> =
+                self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id).collect();
+            if targets.is_empty() {
+                targets = self.links.iter().filter(|(_, link)| link.greeted).map(|(id, _)| *id).collect();
+            }
+            if let Some(id) = self.rng.choice(targets) {
+                self.send(id, Frame::Ask { count: wanted.min(MAX_PEERS) as u8 });
+            }
+        }
+    }
+
+    fn neighbour_links(&self) -> usize {
+        self.links.values().filter(|link| !link.origin).count()
+    }
+
+    fn dial(&mut self, node: NodeId, addr: SocketAddr) {
+        if let Some(known) = self.gossip.known.get_mut(&node) {
+            known.tries += 1;
+            known.next_try = self.now.plus(1_000_000u64.saturating_mul(1 << known.tries.min(6)));
+        }
+        let link = self.new_link(addr, true);
+        self.out.push_back(Output::Connect { link, addr });
+    }
+
+    pub(super) fn greet(&mut self, id: LinkId) {
+        let hello = self.me.clone();
+        self.send(id, Frame::Hello(hello));
+    }
+
+    pub(super) fn learn_peer(&mut self, node: NodeId, addr: SocketAddr, origin: bool) {
+        if node == self.me.node || addr.port() == 0 {
+            return;
+        }
+        let known = self.gossip.known.len();
+        let entry = self.gossip.known.entry(node);
+        match entry {
+            std::collections::btree_map::Entry::Occupied(mut entry) => {
+                let entry = entry.get_mut();
+                entry.addr = addr;
+                entry.origin |= origin;
+                entry.tries = 0;
+            }
+            std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
+                entry.insert(Known { addr, origin, next_try: self.now, tries: 0, avoid_until: Time(0) });
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn learn_peers(&mut self, peers: Vec<Peer>) {
+        for peer in peers {
+            if !self.gossip.known.contains_key(&peer.node) {
+                self.learn_peer(peer.node, peer.addr, false);
+            }
+        }
+        self.gossip.next_meet = self.now;
+    }
+
+    pub(super) fn avoid(&mut self, peer: NodeId) {
+        if let Some(known) = self.gossip.known.get_mut(&peer) {
+            known.avoid_until = self.now.plus(AVOID);
+        }
+    }
+
+    pub(super) fn is_avoided(&self, peer: NodeId) -> bool {
+        self.gossip.known.get(&peer).is_some_and(|known| self.now < known.avoid_until)
+    }
+
+    /// Random neighbours of mine, for somebody who is new.
+    fn some_peers(&mut self, not: NodeId, count: usize) -> Vec<Peer> {
+        let peers = self.links.values().filter(|link| link.greeted && !link.origin && link.peer != not);
+        let peers: Vec<Peer> = peers.map(|link| Peer { node: link.peer, addr: link.addr }).collect();
+        self.rng.choose_multiple(peers, count)
+    }
+
+    /// An origin introduces whoever greets it to others.
+    pub(super) fn introduce(&mut self, id: LinkId) {
+        if self.me.origin {
+            self.on_ask(id, self.policy.links(self.gossip.rate()) as u8);
+        }
+    }
+
+    pub(super) fn on_ask(&mut self, id: LinkId, count: u8) {
+        let Some(link) = self.links.get(&id) else { return };
+        let peers = self.some_peers(link.peer, (count as usize).min(MAX_PEERS));
+        self.send(id, Frame::Peers(peers));
+    }
+
+    pub(super) fn on_join(&mut self, from: SocketAddr, join: Join) {
+        let mine = join.tree.as_ref().is_none_or(|tree| *tree == self.me.tree);
+        if !mine || join.node == self.me.node || join.port == 0 {
+            return;
+        }
+        // A broadcast reaches everybody: the origin answers, and about three of the others, in case it is away.
+        let others = self.neighbour_links();
+        if !self.me.origin && self.rng.usize(0..others.max(1)) >= 3 {
+            return;
+        }
+        let mut to = from;
+        to.set_port(join.port);
+        let peers = self.some_peers(join.node, self.policy.links.min(MAX_PEERS));
+        self.out.push_back(Output::Welcome { to, peers });
+    }
+
+    pub(super) fn on_welcome(&mut self, from: SocketAddr, welcome: Welcome) {
+        let mut addr = from;
+        addr.set_port(welcome.port);
+        self.learn_peer(welcome.node, addr, welcome.origin);
+        if welcome.origin
+            && let Some(known) = self.gossip.known.get_mut(&welcome.node)
+        {
+            // It is back: no reason to wait for the next try.
+            known.next_try = self.now;
+        }
+        self.learn_peers(welcome.peers);
+    }
+
+    /// What a dropped chunk means to neighbours.
+    pub(super) fn tell_lost(&mut self, chunk: ChunkId, bits: Bits) {
+        self.gossip.note_lost(chunk, bits);
+    }
+
+    pub(super) fn tell_taken(&mut self, run: Run) {
+        for (chunk, bits) in by_chunk(run) {
+            self.gossip.note_taken(chunk, bits);
+        }
+    }
+}
+
+/// How a window became another by moving on: entries dropped in front, the front entry's first block, entries added.
+/// None if it did not just move on.
+fn slide(before: &[Run], after: &[Run]) -> Option<(u16, u32, Vec<Run>)> {
+    let Some(front) = after.first() else {
+        return Some((u16::try_from(before.len()).ok()?, 0, Vec::new()));
+    };
+    if before.is_empty() {
+        return Some((0, front.first, after.to_vec()));
+    }
+    let same = |old: &Run| old.object == front.object && old.first <= front.first && front.first < old.end();
+    let dropped = before.iter().position(same)?;
+    let kept = &before[dropped..];
+    let mut added = Vec::new();
+    for (index, run) in after.iter().enumerate() {
+        match kept.get(index) {
+            Some(old) if index + 1 < kept.len() => {
+                let first = if index == 0 { front.first } else { old.first };
+                if run.object != old.object || run.first != first || run.end() != old.end() {
+                    return None;
+                }
+            }
+            // The last entry known may have grown.
+            Some(old) => {
+                let first = if index == 0 { front.first } else { old.first };
+                if run.object != old.object || run.first != first || run.end() < old.end() {
+                    return None;
+                }
+                if run.end() > old.end() {
+                    added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
+                }
+            }
+            None => added.push(*run),
+        }
+    }
+    (after.len() >= kept.len()).then_some((u16::try_from(dropped).ok()?, front.first, added))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ObjectId;
+
+    fn run(object: u8, first: u32, end: u32) -> Run {
+        Run { object: ObjectId([object; 16]), first, count: end - first }
+    }
+
+    #[test]
+    fn a_window_that_moves_on_is_told_by_its_ends() {
+        let before = [run(1, 0, 100), run(2, 0, 50)];
+        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), Some((0, 10, vec![run(2, 50, 60)])));
+        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), Some((1, 5, vec![run(3, 0, 9)])));
+        assert_eq!(slide(&before, &[]), Some((2, 0, vec![])));
+        assert_eq!(slide(&[], &before), Some((0, 0, before.to_vec())));
+    }
+
+    #[test]
+    fn a_window_that_jumps_is_not() {
+        let before = [run(1, 10, 100), run(2, 0, 50)];
+        assert_eq!(slide(&before, &[run(1, 0, 100), run(2, 0, 50)]), None, "backwards");
+        assert_eq!(slide(&before, &[run(1, 20, 90)]), None, "shorter");
+        assert_eq!(slide(&before, &[run(3, 0, 1)]), None, "elsewhere");
+        assert_eq!(slide(&before, &[run(1, 20, 100), run(3, 0, 50)]), None, "another end");
+    }
+}

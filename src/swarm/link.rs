@@ -1,0 +1,293 @@
+//! What a node knows of one neighbour: its window, what it has or awaits, what is under way between the two.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+use super::bits::Bits;
+use super::{LinkId, Node, Output, Time};
+use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
+use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State};
+
+/// Chunks of one neighbour that are kept track of: 64 GiB. Of a larger cache the rest is as if it were not there.
+const MAX_CHUNKS: usize = 4096;
+
+/// Blocks on their way to a neighbour.
+#[derive(Clone, Copy, Debug)]
+pub struct Upload {
+    pub transfer: u32,
+    pub run: Run,
+    /// The block being sent, and how much of it was.
+    pub next: u32,
+    pub offset: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Offer {
+    pub id: u32,
+    pub runs: Vec<Run>,
+}
+
+pub struct Link {
+    pub addr: SocketAddr,
+    pub opened_by_me: bool,
+    pub greeted: bool,
+    /// Who is at the other end; meaningless before it is greeted.
+    pub peer: NodeId,
+    pub origin: bool,
+    /// A STATE came: it is known what it wants.
+    pub known: bool,
+    /// What it wants, nearest first.
+    pub window: VecDeque<Run>,
+    /// What it has or awaits.
+    taken: BTreeMap<ChunkId, Bits>,
+    pub position: u64,
+    /// Transfers it would accept beyond the offers it has not answered.
+    pub room: i32,
+    /// Bytes a second that it says it receives.
+    pub rate: u64,
+    pub uploads: VecDeque<Upload>,
+    pub offers: Vec<Offer>,
+    /// Segments whose header it waits for, which is not here yet.
+    pub header_waits: Vec<SegmentId>,
+    pub born: Time,
+    pub last_heard: Time,
+    pub last_told: Time,
+    /// It was told everything once.
+    pub told: bool,
+    /// Whether either side wants something, and since when.
+    pub active: bool,
+    pub active_since: Time,
+    /// Bytes that came from it.
+    pub received: u64,
+}
+
+impl Link {
+    fn new(addr: SocketAddr, opened_by_me: bool, now: Time) -> Link {
+        Link {
+            addr,
+            opened_by_me,
+            greeted: false,
+            peer: NodeId(0),
+            origin: false,
+            known: false,
+            window: VecDeque::new(),
+            taken: BTreeMap::new(),
+            position: 0,
+            room: 0,
+            rate: 0,
+            uploads: VecDeque::new(),
+            offers: Vec::new(),
+            header_waits: Vec::new(),
+            born: now,
+            last_heard: now,
+            last_told: now,
+            told: false,
+            active: false,
+            active_since: now,
+            received: 0,
+        }
+    }
+
+    pub fn taken(&self, chunk: ChunkId) -> Bits {
+        self.taken.get(&chunk).copied().unwrap_or_default()
+    }
+
+    pub fn has_taken(&self, chunk: ChunkId, block: u32) -> bool {
+        self.taken.get(&chunk).is_some_and(|bits| bits.get(block))
+    }
+
+    /// Uploads and unanswered offers.
+    pub fn queue(&self) -> usize {
+        self.uploads.len() + self.offers.len()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.greeted && self.window.is_empty() && self.uploads.is_empty() && self.offers.is_empty()
+    }
+
+    /// Its window by chunks: the chunk and the blocks of it that it wants.
+    pub fn wants(&self) -> impl Iterator<Item = (ChunkId, Bits)> + '_ {
+        self.window.iter().flat_map(|run| by_chunk(*run))
+    }
+
+    /// How far it is: blocks that it has or awaits, counted from the number line's start.
+    pub fn progress(&self) -> u64 {
+        self.position + self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>()
+    }
+}
+
+/// A run cut at chunk borders.
+pub fn by_chunk(run: Run) -> impl Iterator<Item = (ChunkId, Bits)> {
+    let (first, last) = (run.first / BLOCKS_PER_CHUNK, (run.end() - 1) / BLOCKS_PER_CHUNK);
+    (first..=last).map(move |index| {
+        let start = index * BLOCKS_PER_CHUNK;
+        let range = Bits::range(run.first.saturating_sub(start), run.end() - start);
+        (ChunkId { object: run.object, index }, range)
+    })
+}
+
+impl Node {
+    pub(super) fn new_link(&mut self, addr: SocketAddr, opened_by_me: bool) -> LinkId {
+        self.next_link = self.next_link.wrapping_add(1);
+        let id = LinkId(self.next_link);
+        self.links.insert(id, Link::new(addr, opened_by_me, self.now));
+        id
+    }
+
+    /// Ends a link from this side.
+    pub(super) fn close_link(&mut self, id: LinkId) {
+        if self.links.contains_key(&id) {
+            self.out.push_back(Output::Close { link: id });
+            self.forget_link(id);
+        }
+    }
+
+    /// Ends a link to a peer that broke the protocol or sent wrong bytes, and avoids it for a while.
+    pub(super) fn refuse_peer(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get(&id) {
+            self.counters.refused_peers += 1;
+            let peer = link.peer;
+            self.avoid(peer);
+            self.close_link(id);
+        }
+    }
+
+    /// A link is gone: what it held, owed and was owed is free again.
+    pub(super) fn forget_link(&mut self, id: LinkId) {
+        let Some(link) = self.links.remove(&id) else { return };
+        for (chunk, bits) in &link.taken {
+            self.provide.uncount(*chunk, *bits);
+        }
+        self.ready.remove(&id);
+        self.drop_downloads_of(id);
+        self.pages.forget_link(id);
+        if link.origin {
+            self.gossip.origin_lost(self.now);
+        }
+        self.refill = true;
+    }
+
+    /// Notes what a neighbour has or awaits.
+    pub(super) fn note_taken(&mut self, id: LinkId, run: Run) {
+        for (chunk, bits) in by_chunk(run) {
+            self.note_taken_bits(id, chunk, bits);
+        }
+    }
+
+    pub(super) fn note_taken_bits(&mut self, id: LinkId, chunk: ChunkId, bits: Bits) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if link.taken.len() >= MAX_CHUNKS && !link.taken.contains_key(&chunk) {
+            return;
+        }
+        let known = link.taken.entry(chunk).or_default();
+        let fresh = bits.minus(known);
+        *known = known.or(&bits);
+        self.provide.count(chunk, fresh);
+    }
+
+    pub(super) fn note_lost(&mut self, id: LinkId, run: Run) {
+        for (chunk, bits) in by_chunk(run) {
+            self.note_lost_bits(id, chunk, bits);
+        }
+    }
+
+    fn note_lost_bits(&mut self, id: LinkId, chunk: ChunkId, bits: Bits) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(known) = link.taken.get_mut(&chunk) else { return };
+        let gone = known.and(&bits);
+        *known = known.minus(&bits);
+        if known.is_empty() {
+            link.taken.remove(&chunk);
+        }
+        self.provide.uncount(chunk, gone);
+    }
+
+    pub(super) fn on_hello(&mut self, id: LinkId, hello: Hello) {
+        if hello.key != self.me.key || hello.tree != self.me.tree || hello.node == self.me.node {
+            return self.close_link(id);
+        }
+        if self.is_avoided(hello.node) {
+            self.counters.refused_peers += 1;
+            return self.close_link(id);
+        }
+        // When both sides opened, the link of the lower id stays: both decide alike.
+        let twin = self.links.iter().find(|(other, link)| **other != id && link.greeted && link.peer == hello.node);
+        if let Some((&twin, other)) = twin {
+            let mine_stays = self.me.node < hello.node;
+            let this_is_mine = self.links[&id].opened_by_me;
+            if other.opened_by_me != this_is_mine && this_is_mine == mine_stays {
+                self.close_link(twin);
+            } else {
+                return self.close_link(id);
+            }
+        }
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.greeted = true;
+        link.peer = hello.node;
+        link.origin = hello.origin;
+        // What an inbound connection comes from is not where it can be reached.
+        link.addr.set_port(hello.port);
+        let addr = link.addr;
+        self.learn_peer(hello.node, addr, hello.origin);
+        self.introduce(id);
+        self.tell_everything(id);
+        self.refill = true;
+    }
+
+    pub(super) fn on_state(&mut self, id: LinkId, state: State) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if state.full {
+            link.window.clear();
+            let known = std::mem::take(&mut link.taken);
+            for (chunk, bits) in known {
+                self.provide.uncount(chunk, bits);
+            }
+        }
+        let Some(link) = self.links.get_mut(&id) else { return };
+        for _ in 0..state.dropped {
+            link.window.pop_front();
+        }
+        if let Some(front) = link.window.front_mut()
+            && (front.first..front.end()).contains(&state.front)
+        {
+            *front = Run { first: state.front, count: front.end() - state.front, ..*front };
+        }
+        let mut wanted: u32 = link.window.iter().map(|run| run.count).sum();
+        for run in state.added {
+            wanted += run.count;
+            if link.window.len() >= MAX_WINDOW || wanted > MAX_RUN {
+                break;
+            }
+            match link.window.back_mut() {
+                Some(back) if back.object == run.object && back.end() == run.first => back.count += run.count,
+                _ => link.window.push_back(run),
+            }
+        }
+        link.known = true;
+        link.position = state.position;
+        link.rate = state.rate as u64 * 1024;
+        link.room = state.room as i32 - link.offers.len() as i32;
+        let window: Vec<Run> = link.window.iter().copied().collect();
+        // A full report was written before it saw my latest answers: what I send or have offered it stays noted.
+        let mut mine: Vec<Run> = Vec::new();
+        if state.full {
+            mine.extend(link.uploads.iter().map(|upload| upload.run));
+            if self.me.origin {
+                mine.extend(link.offers.iter().flat_map(|offer| offer.runs.iter().copied()));
+            }
+        }
+        for run in state.taken {
+            self.note_taken(id, run);
+        }
+        for run in state.lost {
+            self.note_lost(id, run);
+        }
+        for run in mine {
+            self.note_taken(id, run);
+        }
+        if self.me.origin {
+            self.resolve(&window);
+        }
+        self.refill = true;
+    }
+}

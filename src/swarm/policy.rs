@@ -1,0 +1,137 @@
+//! The numbers the swarm decides by, each with its reason. Times are in microseconds.
+
+use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK};
+
+const MS: u64 = 1_000;
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Policy {
+    /// Blocks that may be held or awaited: the byte budget less the pages' share.
+    pub budget_blocks: u32,
+    /// Bytes of catalogue pages kept.
+    pub page_budget: u64,
+    /// How far ahead of its reader a node fetches: 48 MiB; 32 is as good, more only keeps peers apart.
+    pub window_blocks: u32,
+    /// Uploads at once over all links, and offers and accepted transfers ahead of them.
+    pub uploads: usize,
+    pub uploads_ahead: usize,
+    /// The same of an origin: more in parallel makes every piece at the front late for everybody.
+    pub origin_uploads: usize,
+    pub origin_ahead: usize,
+    /// A link carries at least this many transfers before others get more.
+    pub per_link: usize,
+    /// Transfers that a reader shows room for, what it accepts beyond since maps are late, and beyond that from an
+    /// origin, whose copies are the first.
+    pub downloads: usize,
+    pub downloads_extra: usize,
+    pub downloads_origin: usize,
+    /// Links a node keeps to other readers.
+    pub links: usize,
+    /// Pieces at the front of a window that go before rarer ones.
+    pub urgent: u32,
+    /// Candidates looked at for each run offered.
+    pub sample: usize,
+    /// The head of the window may be missing at every neighbour for this long before the origin is asked for it.
+    pub starve: u64,
+    /// The same when nothing else is on its way.
+    pub starve_idle: u64,
+    /// Pieces pulled at once by readers that no offers reach.
+    pub pulls: usize,
+    /// A link that is in use and silent for this long is dead.
+    pub silence: u64,
+    /// The same of a link that nobody uses.
+    pub silence_idle: u64,
+    /// A STATE at least this often over a link in use, and over one that is not.
+    pub keepalive: u64,
+    pub keepalive_idle: u64,
+    /// How often a reader reports to an origin; faster costs the origin's uplink 1 - 2 %.
+    pub report: u64,
+    pub tick: u64,
+    pub idle_tick: u64,
+}
+
+impl Policy {
+    /// The defaults for a node that may hold `budget` bytes in all. `budget` is at least 32 MiB (`settings`).
+    pub fn with_budget(budget: u64) -> Policy {
+        // The catalogue takes an eighth; the rest is chunks.
+        let page_budget = budget / 8;
+        let blocks = ((budget - page_budget) / BLOCK as u64).min(u32::MAX as u64) as u32;
+        Policy {
+            budget_blocks: blocks,
+            page_budget,
+            // A window may straddle one chunk more than it is long, and something behind it must stay for peers.
+            window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
+            uploads: 4,
+            uploads_ahead: 8,
+            origin_uploads: 4,
+            origin_ahead: 3,
+            per_link: 2,
+            downloads: 16,
+            downloads_extra: 4,
+            downloads_origin: 2,
+            links: 16,
+            urgent: 2,
+            sample: 4,
+            starve: 200 * MS,
+            starve_idle: 50 * MS,
+            pulls: 16,
+            silence: 1_000 * MS,
+            silence_idle: 30_000 * MS,
+            keepalive: 300 * MS,
+            keepalive_idle: 10_000 * MS,
+            report: 200 * MS,
+            tick: 5 * MS,
+            idle_tick: 100 * MS,
+        }
+    }
+
+    /// Connections in both directions; an origin knows everybody.
+    pub fn most_links(&self, origin: bool) -> usize {
+        if origin { 16_384 } else { 3 * self.links }
+    }
+
+    /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways. As many are
+    /// opened towards it.
+    pub fn links(&self, rate: u64) -> usize {
+        if rate < 5_000_000 { self.links / 2 } else { self.links }
+    }
+
+    /// Blocks in a piece at a rate in bytes a second: about 10 ms of it, 64 KiB at 25 Mbit/s, 128 KiB at 100 Mbit/s,
+    /// 1 MiB at 1 Gbit/s.
+    pub fn piece(&self, rate: u64) -> u32 {
+        let blocks = (rate / 100 / BLOCK as u64 * 5 / 4).clamp(2, 32) as u32;
+        blocks.next_power_of_two().min(32)
+    }
+
+    /// How long changes are gathered before neighbours are told: at 5 ms the acknowledgements of their frames would
+    /// eat a slow uplink.
+    pub fn coalesce(&self, rate: u64) -> u64 {
+        match rate {
+            0..5_000_000 => 25 * MS,
+            5_000_000..60_000_000 => 10 * MS,
+            _ => 5 * MS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_and_what_is_behind_it_fit_the_least_budget() {
+        for mib in [32, 64, 256, 8192] {
+            let policy = Policy::with_budget(mib << 20);
+            assert!(policy.window_blocks + BLOCKS_PER_CHUNK <= policy.budget_blocks, "{mib} MiB");
+            assert!(policy.window_blocks >= 128, "{mib} MiB");
+        }
+        assert_eq!(Policy::with_budget(256 << 20).window_blocks, 1536);
+    }
+
+    #[test]
+    fn pieces_follow_the_rate() {
+        let policy = Policy::with_budget(256 << 20);
+        let kib = |mbit: u64| policy.piece(mbit * 1_000_000 / 8) * BLOCK / 1024;
+        assert_eq!([kib(0), kib(25), kib(100), kib(1_000), kib(100_000)], [64, 64, 128, 1024, 1024]);
+    }
+}

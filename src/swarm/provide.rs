@@ -1,0 +1,680 @@
+//! What is sent to whom: offers, uploads, and an origin's first copies.
+//!
+//! The sender proposes, the receiver takes or declines. A block may be offered as soon as its own reception was accepted;
+//! possession is looked at again when the offer is accepted and before each frame. An origin puts each piece in once:
+//! what no neighbour of its has or awaits, the lowest first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bits::Bits;
+use super::link::{Offer, Upload, by_chunk};
+use super::{LinkId, Node, Output, PrepareError, Time, Transmit};
+use crate::chunk::{
+    BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId, block_len,
+    blocks_of,
+};
+use crate::wire::frame::{Frame, GoneReason, MAX_OFFER, Refusal, WANTED};
+
+/// Bytes of a block in one DATA frame where a whole one would hold up control, and where it does not.
+const SHORT_FRAME: u32 = 8 * 1024;
+const LONG_FRAME: u32 = crate::chunk::BLOCK;
+const FAST: u64 = 60_000_000;
+/// Segments that an origin reads at once: one is hashed while the next is read.
+const PREPARING: usize = 4;
+/// Transfers that one neighbour may pull at once.
+const PULLED: usize = 32;
+/// Headers that one neighbour may wait for.
+const HEADER_WAITS: usize = 64;
+/// A first copy so young may still be on its way to whoever starves for it.
+const FRESH: u64 = 500_000;
+/// Objects whose size an origin remembers for its neighbours' windows.
+const MAX_SIZES: usize = 1 << 17;
+
+/// How many neighbours have or await each block of a chunk.
+struct Copies {
+    each: Box<[u16; BLOCKS_PER_CHUNK as usize]>,
+    total: u64,
+}
+
+#[derive(Default)]
+pub struct Provide {
+    copies: BTreeMap<ChunkId, Copies>,
+    next_offer: u32,
+    preparing: BTreeSet<SegmentId>,
+    /// Segments not to be tried before.
+    later: BTreeMap<SegmentId, Time>,
+    failed: BTreeMap<ObjectId, GoneReason>,
+    resolving: BTreeSet<ObjectId>,
+    /// Pulls of objects whose size is being asked for.
+    parked: Vec<(LinkId, u32, bool, Run)>,
+    /// When blocks of a segment were first sent.
+    sent: BTreeMap<SegmentId, Time>,
+}
+
+impl Provide {
+    pub fn is_idle(&self) -> bool {
+        self.preparing.is_empty()
+    }
+
+    pub fn count(&mut self, chunk: ChunkId, bits: Bits) {
+        if bits.is_empty() {
+            return;
+        }
+        let copies = self
+            .copies
+            .entry(chunk)
+            .or_insert_with(|| Copies { each: Box::new([0; BLOCKS_PER_CHUNK as usize]), total: 0 });
+        for block in bits.iter() {
+            copies.each[block as usize] += 1;
+            copies.total += 1;
+        }
+    }
+
+    pub fn uncount(&mut self, chunk: ChunkId, bits: Bits) {
+        let Some(copies) = self.copies.get_mut(&chunk) else { return };
+        for block in bits.iter() {
+            copies.each[block as usize] -= 1;
+            copies.total -= 1;
+        }
+        if copies.total == 0 {
+            self.copies.remove(&chunk);
+        }
+    }
+
+    /// Neighbours that have or await a block.
+    pub fn copies(&self, chunk: ChunkId, block: u32) -> u16 {
+        self.copies.get(&chunk).map_or(0, |copies| copies.each[block as usize])
+    }
+}
+
+impl Node {
+    // ---- offering
+
+    /// Makes offers as long as slots are free and somebody wants what is here.
+    pub(super) fn fill(&mut self) {
+        let limit = if self.me.origin {
+            self.policy.origin_uploads + self.policy.origin_ahead
+        } else {
+            self.policy.uploads + self.policy.uploads_ahead
+        };
+        loop {
+            let open = |link: &super::Link| link.greeted && link.known && !link.origin && !link.window.is_empty();
+            let (mut queued, mut takers) = (0, 0usize);
+            for link in self.links.values() {
+                queued += link.queue();
+                takers += open(link) as usize;
+            }
+            if queued >= limit || takers == 0 {
+                return;
+            }
+            let per_link = self.policy.per_link.max(limit.div_ceil(takers));
+            let pick = if self.me.origin { self.pick_first_copy(per_link) } else { self.pick(per_link) };
+            let Some((id, runs)) = pick else { return };
+            if self.me.origin {
+                for run in &runs {
+                    self.note_taken(id, *run);
+                }
+            }
+            let offer = self.provide.next_offer;
+            self.provide.next_offer = (offer + 1) & !WANTED;
+            if let Some(link) = self.links.get_mut(&id) {
+                link.room -= 1;
+                link.offers.push(Offer { id: offer, runs: runs.clone() });
+            }
+            self.send(id, Frame::Offer { id: offer, runs });
+        }
+    }
+
+    /// The neighbour that has least, and what to offer it: what it misses first, then what is rarest.
+    fn pick(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
+        let mut best: Option<(u64, u32, LinkId)> = None;
+        for (id, link) in &self.links {
+            let open = link.greeted && link.known && !link.origin && link.room > 0;
+            if !open || link.queue() >= per_link || link.window.is_empty() {
+                continue;
+            }
+            // In steps of 256 KiB, ties at random: maps are late, and all would push at the same laggard.
+            let progress = link.progress() / 8;
+            if best.is_some_and(|(least, ..)| progress > least) {
+                continue;
+            }
+            let tie = self.rng.u32(..);
+            if best.is_some_and(|(least, other, _)| (least, other) < (progress, tie)) {
+                continue;
+            }
+            let useful = link
+                .wants()
+                .any(|(chunk, range)| !range.and(&self.store.taken(chunk)).minus(&link.taken(chunk)).is_empty());
+            if useful {
+                best = Some((progress, tie, *id));
+            }
+        }
+        let (_, _, id) = best?;
+        let runs = self.candidates(id);
+        (!runs.is_empty()).then_some((id, runs))
+    }
+
+    fn candidates(&mut self, id: LinkId) -> Vec<Run> {
+        let piece = self.policy.piece(self.gossip.rate());
+        let link = &self.links[&id];
+        let Some(front) = link.window.front() else { return Vec::new() };
+        let urgent_end = (front.object, front.first.saturating_add(self.policy.urgent * piece));
+        let mut urgent: Vec<Run> = Vec::new();
+        let mut rest: Vec<Run> = Vec::new();
+        for (chunk, range) in link.wants() {
+            let useful = range.and(&self.store.taken(chunk)).minus(&link.taken(chunk));
+            let start = chunk.first_block();
+            for (mut first, end) in useful.runs() {
+                // Pieces are cut at multiples of their length, so that different senders' pieces fall together.
+                while first < end {
+                    let stop = end.min((first / piece + 1) * piece);
+                    let run = Run { object: chunk.object, first: start + first, count: stop - first };
+                    if run.object == urgent_end.0 && run.first < urgent_end.1 {
+                        urgent.push(run);
+                    } else {
+                        rest.push(run);
+                    }
+                    first = stop;
+                }
+            }
+        }
+        let sample = (MAX_OFFER * self.policy.sample).min(rest.len());
+        for index in 0..sample {
+            let other = self.rng.usize(index..rest.len());
+            rest.swap(index, other);
+        }
+        let mut sampled: Vec<(u32, Run)> = rest[..sample]
+            .iter()
+            .map(|run| {
+                let block = BlockId { object: run.object, index: run.first };
+                let copies = self.provide.copies(block.chunk(), block.index % BLOCKS_PER_CHUNK) as u32;
+                // Of two equally rare, the one that is here goes before the one still arriving.
+                (copies * 4 + !self.store.has(block) as u32, *run)
+            })
+            .collect();
+        sampled.sort_by_key(|(rank, _)| *rank);
+        urgent.extend(sampled.into_iter().map(|(_, run)| run));
+        urgent.truncate(MAX_OFFER);
+        urgent
+    }
+
+    /// An origin's choice: the lowest blocks that nobody has or awaits, to the neighbour with the fewest transfers.
+    fn pick_first_copy(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
+        let piece = self.policy.piece(self.gossip.rate());
+        let mut rates: Vec<u64> =
+            self.links.values().filter(|l| l.greeted && l.known && !l.window.is_empty()).map(|l| l.rate).collect();
+        rates.sort_unstable();
+        let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
+        let steady = self.now.since(self.started) > 1_000_000;
+        let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
+        let mut unread: Option<(u64, SegmentId)> = None;
+        for (id, link) in &self.links {
+            let open = link.greeted && link.known && !link.origin && link.room > -(self.policy.downloads_origin as i32);
+            if !open || link.queue() >= per_link {
+                continue;
+            }
+            // First copies go to who can pass them on: not to one at under half of what the others do.
+            if steady && link.rate * 2 < median {
+                continue;
+            }
+            let Some((distance, run)) = self.first_unsent(link, piece) else { continue };
+            let position = link.position + distance;
+            let segment = BlockId { object: run.object, index: run.first }.segment();
+            if !self.store.has_header(segment) {
+                if unread.is_none_or(|(least, _)| position < least) {
+                    unread = Some((position, segment));
+                }
+                continue;
+            }
+            let key = (position, link.queue(), self.rng.u32(..), *id, run);
+            if best.as_ref().is_none_or(|b| (key.0, key.1, key.2) < (b.0, b.1, b.2)) {
+                best = Some(key);
+            }
+        }
+        if let Some((_, segment)) = unread {
+            self.prepare(segment);
+        }
+        let (_, _, _, id, run) = best?;
+        self.read_ahead(id, run);
+        let segment = BlockId { object: run.object, index: run.first }.segment();
+        self.provide.sent.insert(segment, self.now);
+        Some((id, vec![run]))
+    }
+
+    /// The first blocks in a neighbour's window that nobody has or awaits, and how far into the window they lie.
+    fn first_unsent(&self, link: &super::Link, piece: u32) -> Option<(u64, Run)> {
+        let mut distance = 0;
+        for run in &link.window {
+            let Some(blocks) = self.sizes.get(&run.object).map(|size| blocks_of(*size)) else {
+                distance += run.count as u64;
+                continue;
+            };
+            for (chunk, range) in by_chunk(*run) {
+                let start = chunk.first_block();
+                let mine = range.minus(&link.taken(chunk)).and(&Bits::range(0, blocks.saturating_sub(start)));
+                for block in mine.iter() {
+                    if self.provide.copies(chunk, block) > 0 {
+                        continue;
+                    }
+                    // Zeros cost nothing to send: the piece grows over them, to the segment's end.
+                    let segment_end = (block / BLOCKS_PER_SEGMENT + 1) * BLOCKS_PER_SEGMENT;
+                    let held = self.store.get(chunk);
+                    let (mut end, mut sent) = (block, 0);
+                    while end < segment_end && mine.get(end) && self.provide.copies(chunk, end) == 0 && sent < piece {
+                        let zero =
+                            held.is_some() && self.store.is_zero(BlockId { object: chunk.object, index: start + end });
+                        sent += !zero as u32;
+                        end += 1;
+                    }
+                    let first = start + block;
+                    let found = Run { object: chunk.object, first, count: end - block };
+                    return Some((distance + (first - run.first) as u64, found));
+                }
+            }
+            distance += run.count as u64;
+        }
+        None
+    }
+
+    /// Has the segments after a run read before they are due.
+    fn read_ahead(&mut self, id: LinkId, run: Run) {
+        let segment = BlockId { object: run.object, index: run.first }.segment();
+        let mut next: Vec<SegmentId> = Vec::new();
+        if let Some(link) = self.links.get(&id) {
+            let later = link.window.iter().skip_while(|entry| entry.object != run.object);
+            'window: for entry in later {
+                let (first, last) = (entry.first / BLOCKS_PER_SEGMENT, (entry.end() - 1) / BLOCKS_PER_SEGMENT);
+                for index in first..=last {
+                    let ahead = SegmentId { object: entry.object, index };
+                    if ahead.object == segment.object && index <= segment.index {
+                        continue;
+                    }
+                    next.push(ahead);
+                    if next.len() == PREPARING {
+                        break 'window;
+                    }
+                }
+            }
+        }
+        for segment in next {
+            self.prepare(segment);
+        }
+    }
+
+    // ---- an origin's reading
+
+    /// Has a segment read, hashed and signed, unless it is here or being read.
+    pub(super) fn prepare(&mut self, segment: SegmentId) {
+        let known = self.store.has_header(segment)
+            || self.provide.preparing.contains(&segment)
+            || self.provide.failed.contains_key(&segment.object)
+            || self.provide.later.get(&segment).is_some_and(|at| self.now < *at);
+        if known || self.provide.preparing.len() >= PREPARING {
+            return;
+        }
+        let Some(blocks) = self.sizes.get(&segment.object).map(|size| blocks_of(*size)) else { return };
+        let count = blocks.saturating_sub(segment.first_block()).min(BLOCKS_PER_SEGMENT);
+        if count == 0 {
+            return;
+        }
+        let all = u64::MAX >> (BLOCKS_PER_SEGMENT - count);
+        if self.reserve(
+            segment,
+            all & !self.store.taken(segment.chunk()).segment(segment.index % SEGMENTS_PER_CHUNK),
+            Some(count),
+        ) {
+            self.provide.later.remove(&segment);
+            self.provide.preparing.insert(segment);
+            self.out.push_back(Output::Prepare { segment });
+        }
+    }
+
+    pub(super) fn on_prepared(&mut self, segment: SegmentId, zero: u64) {
+        self.provide.preparing.remove(&segment);
+        if self.store.header(segment, zero).is_none() {
+            return self.out.push_back(Output::Drop { chunk: segment.chunk() });
+        }
+        let blocks = self.sizes.get(&segment.object).map_or(0, |size| blocks_of(*size));
+        for index in segment.first_block()..(segment.first_block() + BLOCKS_PER_SEGMENT).min(blocks) {
+            self.store.fill(BlockId { object: segment.object, index });
+        }
+        self.answer_header_waits(segment);
+        self.wake_uploads(segment.chunk());
+        self.refill = true;
+    }
+
+    pub(super) fn on_prepare_failed(&mut self, segment: SegmentId, reason: PrepareError) {
+        self.provide.preparing.remove(&segment);
+        let index = segment.index % SEGMENTS_PER_CHUNK;
+        let taken = self.store.taken(segment.chunk()).segment(index);
+        self.store.release(segment, taken);
+        match reason {
+            PrepareError::Later { after_us } => {
+                self.provide.later.insert(segment, self.now.plus(after_us));
+            }
+            PrepareError::Gone(reason) => {
+                self.provide.failed.insert(segment.object, reason);
+                self.forget_demands(segment.object);
+                let ids: Vec<LinkId> = self.links.keys().copied().collect();
+                for id in ids {
+                    let Some(link) = self.links.get_mut(&id) else { continue };
+                    let concerned = link.window.iter().any(|run| run.object == segment.object)
+                        || link.uploads.iter().any(|upload| upload.run.object == segment.object);
+                    link.window.retain(|run| run.object != segment.object);
+                    link.uploads.retain(|upload| upload.run.object != segment.object);
+                    link.offers.retain(|offer| offer.runs.iter().all(|run| run.object != segment.object));
+                    if concerned {
+                        self.send(id, Frame::Gone { object: segment.object, reason });
+                    }
+                }
+                self.out.push_back(Output::Gone { object: segment.object, reason });
+            }
+        }
+        self.refill = true;
+    }
+
+    /// Asks for the sizes of objects in a neighbour's window that are not known yet.
+    pub(super) fn resolve(&mut self, window: &[Run]) {
+        if self.sizes.len() > MAX_SIZES {
+            // Whoever still wants one of them will say so again.
+            self.sizes.clear();
+        }
+        for run in window {
+            self.resolve_object(run.object);
+        }
+    }
+
+    fn resolve_object(&mut self, object: ObjectId) {
+        let known = self.sizes.contains_key(&object) || self.provide.failed.contains_key(&object);
+        if !known && self.provide.resolving.insert(object) {
+            self.out.push_back(Output::Resolve { object });
+        }
+    }
+
+    pub(super) fn on_resolved(&mut self, object: ObjectId, size: Option<u64>) {
+        self.provide.resolving.remove(&object);
+        match size {
+            Some(size) => {
+                self.sizes.insert(object, size);
+                self.refill = true;
+            }
+            None => {
+                let wanting = |link: &super::Link| link.window.iter().any(|run| run.object == object);
+                let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| wanting(link)).map(|(id, _)| *id).collect();
+                for id in ids {
+                    self.send(id, Frame::Gone { object, reason: GoneReason::Replaced });
+                }
+            }
+        }
+        let (now, later) =
+            std::mem::take(&mut self.provide.parked).into_iter().partition(|(.., run)| run.object == object);
+        self.provide.parked = later;
+        let now: Vec<(LinkId, u32, bool, Run)> = now;
+        for (id, transfer, starving, run) in now {
+            match size {
+                Some(_) => self.on_want(id, transfer, starving, run),
+                None => {
+                    self.send(id, Frame::Abort { transfer });
+                    self.send(id, Frame::Gone { object, reason: GoneReason::Replaced });
+                }
+            }
+        }
+    }
+
+    // ---- answers to offers
+
+    pub(super) fn on_accept(&mut self, id: LinkId, offer: u32, run: Run) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(index) = link.offers.iter().position(|made| made.id == offer) else { return };
+        let made = link.offers.swap_remove(index);
+        let inside =
+            |offered: &Run| offered.object == run.object && offered.first <= run.first && run.end() <= offered.end();
+        if !made.runs.iter().any(inside) {
+            return self.refuse_peer(id);
+        }
+        self.refill = true;
+        // What was offered may have been dropped, or its source may have failed, while the answer travelled.
+        if self.can_source(run) {
+            self.begin_upload(id, offer, run, false);
+        } else {
+            self.send(id, Frame::Abort { transfer: offer });
+            self.note_lost(id, run);
+        }
+    }
+
+    pub(super) fn on_decline(&mut self, id: LinkId, offer: u32, reason: Refusal) {
+        let origin = self.me.origin;
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(index) = link.offers.iter().position(|made| made.id == offer) else { return };
+        let made = link.offers.swap_remove(index);
+        self.refill = true;
+        match (reason, origin) {
+            (Refusal::NoRoom, _) => {
+                // Nothing more until it shows room again.
+                link.room = link.room.min(if origin { -64 } else { 0 });
+                if origin {
+                    for run in made.runs {
+                        self.note_lost(id, run);
+                    }
+                }
+            }
+            // Its map was late; one offer less until the next comes.
+            (Refusal::NotNeeded, false) => link.room -= 1,
+            (Refusal::NotNeeded, true) => {}
+        }
+    }
+
+    fn can_source(&self, run: Run) -> bool {
+        if self.me.origin {
+            return self.sizes.get(&run.object).is_some_and(|size| run.end() <= blocks_of(*size))
+                && !self.provide.failed.contains_key(&run.object);
+        }
+        run.blocks().all(|block| self.store.is_taken(block))
+    }
+
+    fn begin_upload(&mut self, id: LinkId, transfer: u32, run: Run, first: bool) {
+        self.note_taken(id, run);
+        if let Some(link) = self.links.get_mut(&id) {
+            let upload = Upload { transfer, run, next: run.first, offset: 0 };
+            if first {
+                link.uploads.push_front(upload)
+            } else {
+                link.uploads.push_back(upload)
+            }
+            self.ready.insert(id);
+        }
+        let segment = BlockId { object: run.object, index: run.first }.segment();
+        self.store.touch(segment.chunk());
+        if self.me.origin {
+            self.prepare(segment);
+        }
+    }
+
+    /// Somebody asks for blocks by itself: a random reader, a first block, or one whose neighbours all lack it.
+    pub(super) fn on_want(&mut self, id: LinkId, transfer: u32, starving: bool, run: Run) {
+        let Some(link) = self.links.get(&id) else { return };
+        if transfer & WANTED == 0 {
+            return self.refuse_peer(id);
+        }
+        if self.me.origin && !self.sizes.contains_key(&run.object) && self.provide.parked.len() < 1024 {
+            self.provide.parked.push((id, transfer, starving, run));
+            return match self.provide.failed.get(&run.object) {
+                Some(_) => self.on_resolved(run.object, None),
+                None => self.resolve_object(run.object),
+            };
+        }
+        let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
+        let full = link.uploads.len() >= PULLED || queued >= 8 * (self.policy.uploads + self.policy.uploads_ahead);
+        if full || !self.can_source(run) || (self.me.origin && self.comes_from_others(run, starving)) {
+            if let Some(reason) = self.provide.failed.get(&run.object).copied() {
+                self.send(id, Frame::Gone { object: run.object, reason });
+            }
+            return self.send(id, Frame::Abort { transfer });
+        }
+        if self.me.origin {
+            let segment = BlockId { object: run.object, index: run.first }.segment();
+            self.provide.sent.insert(segment, self.now);
+        }
+        self.begin_upload(id, transfer, run, true);
+    }
+
+    /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
+    fn comes_from_others(&self, run: Run, starving: bool) -> bool {
+        let copied =
+            by_chunk(run).any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > 0));
+        let segment = BlockId { object: run.object, index: run.first }.segment();
+        let fresh = self.provide.sent.get(&segment).is_some_and(|sent| self.now.since(*sent) < FRESH);
+        copied && (!starving || fresh)
+    }
+
+    pub(super) fn on_cancel(&mut self, id: LinkId, transfer: u32) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(index) = link.uploads.iter().position(|upload| upload.transfer == transfer) else { return };
+        if let Some(upload) = link.uploads.remove(index) {
+            let rest = Run { first: upload.next, count: upload.run.end() - upload.next, ..upload.run };
+            if rest.count > 0 {
+                self.note_lost(id, rest);
+            }
+        }
+        self.refill = true;
+    }
+
+    // ---- headers
+
+    pub(super) fn on_get_header(&mut self, id: LinkId, segment: SegmentId) {
+        if self.store.has_header(segment) {
+            return self.send_header(id, segment);
+        }
+        let index = segment.index % SEGMENTS_PER_CHUNK;
+        let coming = self.store.taken(segment.chunk()).segment(index) != 0;
+        let readable = self.me.origin && self.sizes.contains_key(&segment.object);
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if (coming || readable) && link.header_waits.len() < HEADER_WAITS {
+            link.header_waits.push(segment);
+            if self.me.origin {
+                self.prepare(segment);
+            }
+        } else {
+            self.send(id, Frame::NoHeader(segment));
+        }
+    }
+
+    fn send_header(&mut self, id: LinkId, segment: SegmentId) {
+        self.out.push_back(Output::SendHeader { link: id, segment });
+        // With its header the other side has the segment's zeros.
+        let index = segment.index % SEGMENTS_PER_CHUNK;
+        let zero = (0..BLOCKS_PER_SEGMENT)
+            .filter(|block| {
+                self.store.is_zero(BlockId { object: segment.object, index: segment.first_block() + block })
+            })
+            .fold(0u64, |bits, block| bits | 1 << block);
+        let mut bits = Bits::EMPTY;
+        bits.set_segment(index, zero);
+        self.note_taken_bits(id, segment.chunk(), bits);
+    }
+
+    pub(super) fn answer_header_waits(&mut self, segment: SegmentId) {
+        let waiting: Vec<LinkId> =
+            self.links.iter().filter(|(_, link)| link.header_waits.contains(&segment)).map(|(id, _)| *id).collect();
+        for id in waiting {
+            if let Some(link) = self.links.get_mut(&id) {
+                link.header_waits.retain(|waits| *waits != segment);
+            }
+            self.send_header(id, segment);
+        }
+    }
+
+    // ---- sending
+
+    /// Something of a chunk came in: whoever is to get some of it may go on.
+    pub(super) fn wake_uploads(&mut self, chunk: ChunkId) {
+        for (id, link) in &self.links {
+            if link.uploads.iter().any(|upload| by_chunk(upload.run).any(|(other, _)| other == chunk)) {
+                self.ready.insert(*id);
+            }
+        }
+    }
+
+    pub(super) fn wake_block(&mut self, block: BlockId) {
+        for (id, link) in &self.links {
+            if link.uploads.iter().any(|upload| upload.run.object == block.object && upload.next == block.index) {
+                self.ready.insert(*id);
+            }
+        }
+    }
+
+    /// Uploads of blocks that are neither here nor awaited any more end.
+    pub(super) fn abort_uploads_without_source(&mut self) {
+        if self.me.origin {
+            return;
+        }
+        let mut aborted = Vec::new();
+        for (id, link) in &mut self.links {
+            let store = &self.store;
+            link.uploads.retain(|upload| {
+                let mut rest = upload.next..upload.run.end();
+                let lost = rest.any(|index| !store.is_taken(BlockId { object: upload.run.object, index }));
+                if lost {
+                    aborted.push((*id, *upload));
+                }
+                !lost
+            });
+        }
+        for (id, upload) in aborted {
+            self.send(id, Frame::Abort { transfer: upload.transfer });
+            self.note_lost(id, Run { first: upload.next, count: upload.run.end() - upload.next, ..upload.run });
+        }
+    }
+
+    /// The next DATA frame for a link: of its first transfer that has a block here, so that one which waits for its own
+    /// source does not hold up the others.
+    pub fn transmit(&mut self, id: LinkId) -> Option<Transmit> {
+        let frame = if self.gossip.rate() > FAST { LONG_FRAME } else { SHORT_FRAME };
+        let origin = self.me.origin;
+        let mut found = None;
+        let mut ended = 0;
+        let link = self.links.get_mut(&id)?;
+        let mut index = 0;
+        while let Some(upload) = link.uploads.get_mut(index) {
+            let at = |next: u32| BlockId { object: upload.run.object, index: next };
+            while upload.next < upload.run.end() && self.store.is_zero(at(upload.next)) {
+                upload.next += 1;
+            }
+            let block = at(upload.next);
+            let over = upload.next >= upload.run.end();
+            if !over && found.is_none() && self.store.has(block) {
+                let size = *self.sizes.get(&upload.run.object)?;
+                let len = frame.min(block_len(size, upload.next) - upload.offset);
+                found = Some(Transmit { transfer: upload.transfer, block, offset: upload.offset, len });
+                upload.offset += len;
+                if upload.offset >= block_len(size, upload.next) {
+                    upload.next += 1;
+                    upload.offset = 0;
+                }
+                if upload.next < upload.run.end() {
+                    break;
+                }
+                link.uploads.remove(index);
+                ended += 1;
+                break;
+            }
+            if over {
+                link.uploads.remove(index);
+                ended += 1;
+            } else {
+                index += 1;
+            }
+        }
+        if ended > 0 {
+            self.refill = true;
+            if origin {
+                // It has room again; its report says so only later.
+                link.room += ended;
+            }
+        }
+        if let Some(transmit) = &found {
+            self.gossip.count_sent(transmit.len as u64);
+        }
+        found
+    }
+}

@@ -1,0 +1,102 @@
+//! A program that was started in the lab: waited for with a limit, signalled, and killed when dropped.
+
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output};
+use std::time::{Duration, Instant};
+
+pub struct Running {
+    child: Child,
+    what: String,
+    log: Option<PathBuf>,
+}
+
+impl Running {
+    pub fn start(mut command: Command, what: String, log: Option<PathBuf>) -> Running {
+        let child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
+        Running { child, what, log }
+    }
+
+    /// What the program has printed to its log so far.
+    pub fn log(&self) -> String {
+        let path = self.log.as_ref().expect("only programs of `Host::spawn` have a log");
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    /// The program's number in the test's own process namespace.
+    pub fn pid(&self) -> u32 {
+        // It is the only child of the `nsenter` that brought it into its host.
+        let id = self.child.id();
+        let children = format!("/proc/{id}/task/{id}/children");
+        wait_until(Duration::from_secs(10), &format!("{} starts", self.what), || {
+            fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
+        })
+    }
+
+    /// Sends the program a signal by name, as in `TERM`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill(1) is installed").success(), "{} is no more", self.what);
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for the program's end, which must come within `limit`.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let what = format!("{} ends", self.what);
+        wait_until(limit, &what, || self.child.try_wait().expect("a child can be waited for"))
+    }
+
+    /// Waits for the end of a program whose output is piped, and gives all it printed.
+    pub fn output(mut self, limit: Duration) -> Output {
+        let drain = |pipe: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(mut pipe) = pipe {
+                    let _ = pipe.read_to_end(&mut bytes);
+                }
+                bytes
+            })
+        };
+        let stdout = drain(self.child.stdout.take().map(|pipe| Box::new(pipe) as _));
+        let stderr = drain(self.child.stderr.take().map(|pipe| Box::new(pipe) as _));
+        let status = self.wait(limit);
+        let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().expect("reading a pipe does not panic");
+        Output { status, stdout: join(stdout), stderr: join(stderr) }
+    }
+
+    /// The program's standard output, if it was piped and nobody took it before.
+    pub fn stdout(&mut self) -> std::process::ChildStdout {
+        self.child.stdout.take().expect("the output was piped and not taken")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Asks `found` again and again until it has something, for states of the kernel that nothing announces.
+pub fn wait_until<T>(limit: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(result) = found() {
+            return result;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn name_of(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
