@@ -166,7 +166,7 @@ impl Node {
         let mut held: Vec<Run> = Vec::new();
         if !self.me.origin {
             let mut chunks: Vec<(ChunkId, Bits)> =
-                self.store.iter().map(|(id, held)| (*id, held.taken)).collect();
+                self.store.iter().map(|(id, _)| (*id, self.offerable(*id))).collect();
             chunks.sort_unstable_by_key(|(id, _)| *id);
             held.extend(chunks.iter().flat_map(|(chunk, bits)| runs(*chunk, bits)));
         }
