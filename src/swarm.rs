@@ -307,7 +307,7 @@ impl Node {
     /// A connection came in; none if there is no room for another.
     pub fn accept(&mut self, from: SocketAddr, now: Time) -> Option<LinkId> {
         self.now = now.max(self.now);
-        if self.links.len() >= self.policy.most_links(self.me.origin) {
+        if self.links.len() >= self.policy.most_links(self.gossip.rate(), self.me.origin) {
             return None;
         }
         let link = self.new_link(from, false);

@@ -46,6 +46,49 @@ fn probe() {
         }
         let ideal = (mib * MIB) as f64 * 1.0456 / rate as f64;
         let clock = std::time::Instant::now();
+        if var("TRACE", 0) > 0 {
+            let mut before: Vec<u64> = vec![0; world.hosts.len()];
+            let full = rate as f64 / 1.0456 * var("TRACE", 0) as f64 / 1000.0;
+            for step in 1..((ideal * 1.3 * 1000.0) as u64 / var("TRACE", 0)) {
+                world.run_until(step * var("TRACE", 0) * MS);
+                let got: Vec<u64> = world
+                    .hosts
+                    .iter()
+                    .map(|h| h.count.data_received + if h.origin { h.count.data_sent } else { 0 })
+                    .collect();
+                let mut rates: Vec<u64> =
+                    got.iter().zip(&before).skip(1).map(|(a, b)| ((a - b) as f64 / full * 1000.0) as u64).collect();
+                rates.sort();
+                let mut totals: Vec<u64> = got[1..].iter().map(|b| b / 1024).collect();
+                totals.sort();
+                let mean = rates.iter().sum::<u64>() / rates.len() as u64;
+                println!(
+                    "   {:.2} s origin {:.3} got mean {mean} min {} max {}; totals {} .. {} KiB; transfers {:?}",
+                    world.now as f64 / 1e9,
+                    (got[0] - before[0]) as f64 / full,
+                    rates[0],
+                    rates[rates.len() - 1],
+                    totals[0],
+                    totals[totals.len() - 1],
+                    world.hosts[1..].iter().map(|h| h.incoming.len()).collect::<Vec<_>>()
+                );
+                before = got;
+                if var("NODES", 0) == step {
+                    for (index, h) in world.hosts.iter().enumerate() {
+                        let links: Vec<usize> = h.links.values().map(|(c, side)| world.other(*c, *side)).collect();
+                        println!(
+                            "     node {index}: got {} KiB sent {} wire {} lost {}, decl/off/acc/state {:?}, links {} {links:?}",
+                            h.count.data_received / 1024,
+                            h.count.data_sent / 1024,
+                            h.count.wire_sent / 1024,
+                            h.count.dropped_pieces,
+                            [5u8, 3, 4, 2].map(|k| h.count.control_frames.get(&k).copied().unwrap_or(0)),
+                            links.len()
+                        );
+                    }
+                }
+            }
+        }
         world.run(((ideal * 6.0 + 10.0) * 1e9) as u64);
         let finishes: Vec<f64> = world.hosts.iter().flat_map(|h| &h.finishes).map(|t| *t as f64 / 1e9).collect();
         let last = finishes.iter().copied().fold(0.0, f64::max);

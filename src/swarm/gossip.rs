@@ -35,6 +35,7 @@ struct Known {
 
 pub struct Gossip {
     pub last_tick: Time,
+    began: Time,
     known: BTreeMap<NodeId, Known>,
     /// What changed since neighbours were last told: taken and lost blocks.
     changed: BTreeMap<ChunkId, (Bits, Bits)>,
@@ -63,6 +64,7 @@ impl Gossip {
     pub fn new(now: Time) -> Gossip {
         Gossip {
             last_tick: now,
+            began: now,
             known: BTreeMap::new(),
             changed: BTreeMap::new(),
             told_window: Vec::new(),
@@ -163,7 +165,8 @@ impl Node {
     pub(super) fn tell_everything(&mut self, id: LinkId) {
         let mut held: Vec<Run> = Vec::new();
         if !self.me.origin {
-            let mut chunks: Vec<(ChunkId, Bits)> = self.store.iter().map(|(id, held)| (*id, held.taken)).collect();
+            let mut chunks: Vec<(ChunkId, Bits)> =
+                self.store.iter().map(|(id, _)| (*id, self.offerable(*id))).collect();
             chunks.sort_unstable_by_key(|(id, _)| *id);
             held.extend(chunks.iter().flat_map(|(chunk, bits)| runs(*chunk, bits)));
         }
@@ -328,7 +331,7 @@ impl Node {
                 self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
             }
         }
-        let mut wanted = self.policy.links(self.gossip.rate()).saturating_sub(self.neighbour_links());
+        let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
             .gossip
             .known
@@ -361,6 +364,17 @@ impl Node {
             if let Some(id) = self.rng.choice(targets) {
                 self.send(id, Frame::Ask { count: wanted.min(MAX_PEERS) as u8 });
             }
+        }
+    }
+
+    /// A few links at once, more when whoever started at the same moment is there too: if all filled up at once, they
+    /// would all choose the first comers.
+    fn links_by_now(&self) -> usize {
+        let most = self.policy.links(self.gossip.rate());
+        match self.now.since(self.gossip.began) {
+            0..250_000 => most.div_ceil(4),
+            250_000..600_000 => most.div_ceil(2),
+            _ => most,
         }
     }
 
@@ -431,7 +445,7 @@ impl Node {
     /// An origin introduces whoever greets it to others.
     pub(super) fn introduce(&mut self, id: LinkId) {
         if self.me.origin {
-            self.on_ask(id, self.policy.links(self.gossip.rate()) as u8);
+            self.on_ask(id, self.policy.links.div_ceil(4) as u8);
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Upload {
 pub struct Offer {
     pub id: u32,
     pub runs: Vec<Run>,
+    /// How many downloads this node had begun when it made the offer.
+    pub begun: u64,
 }
 
 pub struct Link {

@@ -85,9 +85,9 @@ impl Policy {
         }
     }
 
-    /// Connections in both directions; an origin knows everybody.
-    pub fn most_links(&self, origin: bool) -> usize {
-        if origin { 16_384 } else { 3 * self.links }
+    /// Connections in both directions: twice what a node opens is the mean of a crowd. An origin knows everybody.
+    pub fn most_links(&self, rate: u64, origin: bool) -> usize {
+        if origin { 16_384 } else { 2 * self.links(rate) }
     }
 
     /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways. As many are

@@ -122,7 +122,7 @@ impl Node {
             self.provide.next_offer = (offer + 1) & !WANTED;
             if let Some(link) = self.links.get_mut(&id) {
                 link.room -= 1;
-                link.offers.push(Offer { id: offer, runs: runs.clone() });
+                link.offers.push(Offer { id: offer, runs: runs.clone(), begun: self.requests.begun() });
             }
             self.send(id, Frame::Offer { id: offer, runs });
         }
@@ -147,7 +147,7 @@ impl Node {
             }
             let useful = link
                 .wants()
-                .any(|(chunk, range)| !range.and(&self.store.taken(chunk)).minus(&link.taken(chunk)).is_empty());
+                .any(|(chunk, range)| !range.and(&self.offerable(chunk)).minus(&link.taken(chunk)).is_empty());
             if useful {
                 best = Some((progress, tie, *id));
             }
@@ -155,6 +155,11 @@ impl Node {
         let (_, _, id) = best?;
         let runs = self.candidates(id);
         (!runs.is_empty()).then_some((id, runs))
+    }
+
+    /// Blocks of a chunk that are here or will surely come.
+    pub(super) fn offerable(&self, chunk: ChunkId) -> Bits {
+        self.store.taken(chunk).minus(&self.requests.unanswered(chunk))
     }
 
     fn candidates(&mut self, id: LinkId) -> Vec<Run> {
@@ -165,7 +170,7 @@ impl Node {
         let mut urgent: Vec<Run> = Vec::new();
         let mut rest: Vec<Run> = Vec::new();
         for (chunk, range) in link.wants() {
-            let useful = range.and(&self.store.taken(chunk)).minus(&link.taken(chunk));
+            let useful = range.and(&self.offerable(chunk)).minus(&link.taken(chunk));
             let start = chunk.first_block();
             for (mut first, end) in useful.runs() {
                 // Pieces are cut at multiples of their length, so that different senders' pieces fall together.
@@ -454,7 +459,7 @@ impl Node {
         }
         self.refill = true;
         // What was offered may have been dropped, or its source may have failed, while the answer travelled.
-        if self.can_source(run) {
+        if self.can_source(run, made.begun) {
             self.begin_upload(id, offer, run, false);
         } else {
             self.send(id, Frame::Abort { transfer: offer });
@@ -484,23 +489,27 @@ impl Node {
         }
     }
 
-    fn can_source(&self, run: Run) -> bool {
+    /// Whether a run is here, or will come by a download older than what is to pass it on (one of the first `begun`) or
+    /// from an origin. So every transfer is younger than the one that feeds it, and no ring of nodes can wait for each
+    /// other; a block lost and awaited anew since it was offered could close one.
+    fn can_source(&self, run: Run, begun: u64) -> bool {
         if self.me.origin {
             return self.sizes.get(&run.object).is_some_and(|size| run.end() <= blocks_of(*size))
                 && !self.provide.failed.contains_key(&run.object);
         }
-        run.blocks().all(|block| self.store.is_taken(block))
+        let from_origin = |id: LinkId| self.links.get(&id).is_some_and(|link| link.origin);
+        run.blocks().all(|block| self.store.has(block) || self.requests.awaits(block, begun, from_origin))
     }
 
     fn begin_upload(&mut self, id: LinkId, transfer: u32, run: Run, first: bool) {
         self.note_taken(id, run);
         if let Some(link) = self.links.get_mut(&id) {
             let upload = Upload { transfer, run, next: run.first, offset: 0 };
-            if first {
-                link.uploads.push_front(upload)
-            } else {
-                link.uploads.push_back(upload)
-            }
+            // Pulls go before offers, but not before one that has begun or another pull.
+            let begun = |upload: &Upload| upload.offset > 0 || upload.next > upload.run.first;
+            let pulls = link.uploads.iter().take_while(|u| u.transfer & WANTED != 0 || begun(u)).count();
+            let at = if first { pulls } else { link.uploads.len() };
+            link.uploads.insert(at, upload);
             self.ready.insert(id);
         }
         let segment = BlockId { object: run.object, index: run.first }.segment();
@@ -525,7 +534,7 @@ impl Node {
         }
         let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
         let full = link.uploads.len() >= PULLED || queued >= 8 * (self.policy.uploads + self.policy.uploads_ahead);
-        if full || !self.can_source(run) || (self.me.origin && self.comes_from_others(id, run, starving)) {
+        if full || !self.can_source(run, 0) || (self.me.origin && self.comes_from_others(id, run, starving)) {
             if let Some(reason) = self.provide.failed.get(&run.object).copied() {
                 self.send(id, Frame::Gone { object: run.object, reason });
             }

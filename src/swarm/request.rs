@@ -27,6 +27,15 @@ struct Download {
     began: Time,
     last: Time,
     started: bool,
+    /// How many downloads began before it.
+    number: u64,
+}
+
+impl Download {
+    /// It was asked for, and nobody said yet that it comes.
+    fn unanswered(&self) -> bool {
+        self.transfer & WANTED != 0 && !self.started
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +59,8 @@ pub struct Requests {
     headers: BTreeMap<SegmentId, (LinkId, Time)>,
     refused: BTreeMap<(LinkId, SegmentId), Time>,
     next_want: u32,
+    /// How many downloads ever began.
+    begun: u64,
     /// The first missing block, if no neighbour has or awaits it, and since when.
     orphan: Option<(BlockId, Time)>,
     /// The last such block had to be pulled: the next is pulled at once.
@@ -80,6 +91,29 @@ impl Requests {
         let runs = self.window.iter().filter(|run| run.object == chunk.object && run.end() > start);
         runs.fold(Bits::EMPTY, |bits, run| {
             bits.or(&Bits::range(run.first.saturating_sub(start), run.end().saturating_sub(start)))
+        })
+    }
+
+    /// Blocks of a chunk that were asked for without an answer yet. They must not be told or offered to others: if all who
+    /// ask for a block say that it comes, everybody thinks that the others have it, and its source sends it to nobody.
+    pub fn unanswered(&self, chunk: ChunkId) -> Bits {
+        let asked = self.downloads.iter().filter(|d| d.unanswered());
+        asked
+            .flat_map(|d| by_chunk(d.run))
+            .filter(|(of, _)| *of == chunk)
+            .fold(Bits::EMPTY, |all, (_, bits)| all.or(&bits))
+    }
+
+    /// How many downloads ever began.
+    pub fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Whether one of the first `begun` downloads is to bring a block, or one from a link that `trusted` names.
+    pub fn awaits(&self, block: BlockId, begun: u64, trusted: impl Fn(LinkId) -> bool) -> bool {
+        self.downloads.iter().any(|d| {
+            let brings = d.run.object == block.object && (d.run.first..d.run.end()).contains(&block.index);
+            brings && !d.unanswered() && (d.number < begun || trusted(d.link))
         })
     }
 
@@ -245,9 +279,13 @@ impl Node {
         if !self.reserve(segment, segment_bits(run), whole) {
             return false;
         }
-        self.tell_taken(run);
+        if transfer & WANTED == 0 {
+            self.tell_taken(run);
+        }
         let now = self.now;
-        self.requests.downloads.push(Download { link, transfer, run, began: now, last: now, started: false });
+        let number = self.requests.begun;
+        self.requests.begun += 1;
+        self.requests.downloads.push(Download { link, transfer, run, began: now, last: now, started: false, number });
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true
     }
@@ -331,8 +369,13 @@ impl Node {
         }
         let now = self.now;
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
+            let answered = download.unanswered();
             download.last = now;
             download.started = true;
+            let run = download.run;
+            if answered {
+                self.tell_taken(run);
+            }
         }
     }
 
@@ -465,9 +508,11 @@ impl Node {
                 let chunk = BlockId { object: run.object, index: run.first }.chunk();
                 let offered = self.requests.in_window(chunk).get(run.first - chunk.first_block());
                 let waited = self.now.since(demand.since);
-                // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
                 let starving = waited >= self.policy.starve;
-                if offered && !starving && !self.requests.downloads.is_empty() {
+                // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
+                let idle = self.requests.downloads.is_empty();
+                let patience = if idle { self.policy.starve_idle } else { self.policy.starve };
+                if offered && waited < patience {
                     continue;
                 }
                 if self.want(run, starving) {
@@ -482,6 +527,11 @@ impl Node {
     fn pull_orphans(&mut self, mut room: usize) {
         let piece = self.policy.piece(self.gossip.rate());
         let window = self.requests.window.clone();
+        let pulled = self.pulls_under_way();
+        if self.requests.downloads.len() > pulled {
+            // Offers come: only what they leave out is pulled, a little at a time, since the origin is everybody's.
+            room = room.min((self.policy.urgent as usize).saturating_sub(pulled));
+        }
         let mut head = true;
         for run in window {
             for missing in self.missing(run) {

@@ -243,18 +243,14 @@ impl World {
     /// # Panics
     /// When that takes longer than `bound`, or anything that must hold does not.
     pub fn run(&mut self, bound: u64) {
-        loop {
+        while self.faults_left > 0 || !self.all_done() {
             let Some(Reverse(due)) = self.queue.pop() else { break };
             assert!(due.0 >= self.now, "time goes back");
             self.now = due.0;
             if self.now > bound {
                 panic!("not finished within {:.1} s\n{}", bound as f64 / 1e9, self.unfinished());
             }
-            let check = matches!(due.2, Event::Read { .. } | Event::Fault(_));
             self.happen(due.2);
-            if check && self.faults_left == 0 && self.all_done() {
-                break;
-            }
         }
         assert!(self.all_done(), "nothing happens any more\n{}", self.unfinished());
     }
@@ -267,6 +263,11 @@ impl World {
             self.happen(due.2);
         }
         self.now = time;
+    }
+
+    /// The host at the other end of a connection.
+    pub fn other(&self, connection: usize, side: usize) -> usize {
+        self.connections[connection].ends[1 - side].host
     }
 
     fn all_done(&self) -> bool {
@@ -531,7 +532,7 @@ impl World {
                     self.throw(host, to, Datagram::Welcome(Box::new(welcome)));
                 }
             }
-            Output::Receive { link, transfer, run } => {
+            Output::Receive { link, transfer, run, .. } => {
                 self.hosts[host].incoming.insert((link, transfer), Incoming { run, part: None });
             }
             Output::Ignore { link, transfer } => {
