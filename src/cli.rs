@@ -47,8 +47,8 @@ Examples:
   swarmfs cat images:/rack.img | dd of=/dev/mmcblk0 bs=4M
   swarmfs status                      what this host's nodes are doing
 
-Exit status: 0 done, 1 wrong usage, 2 the system or network failed, 32 a mount
-failed. swarmfs(1) says more.";
+Exit status: 0 done, 1 wrong usage, 2 the system or network failed. swarmfs(1)
+says more.";
 
 #[derive(Subcommand, Debug)]
 pub enum Command {

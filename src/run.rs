@@ -30,13 +30,12 @@ mod mount;
 mod serve;
 mod show;
 
-/// Exit statuses, as mount(8) has them. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
+/// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
 /// reader went away.
 mod status {
     pub const DONE: u8 = 0;
     pub const USAGE: u8 = 1;
     pub const SYSTEM: u8 = 2;
-    pub const MOUNT: u8 = 32;
     pub const PIPE: u8 = 128 + 13;
 }
 

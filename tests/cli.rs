@@ -169,18 +169,18 @@ fn a_directory_that_is_not_there_is_not_served() {
 }
 
 #[test]
-fn a_mount_that_fails_ends_with_32_and_says_why_in_the_foreground_and_in_the_background() {
+fn a_mount_that_fails_ends_with_2_and_says_why_in_the_foreground_and_in_the_background() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for flag in ["", "-f"] {
         let output = run(dir.path(), &format!("mount images: /nonexistent/mnt {flag}"));
         let message = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(32), "{message}");
+        assert_eq!(output.status.code(), Some(2), "{message}");
         assert!(message.starts_with("swarmfs: mount point \"/nonexistent/mnt\" does not exist"), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
         let output = run(dir.path(), &format!("mount {} {flag}", file.display()));
-        assert_eq!(output.status.code(), Some(32));
+        assert_eq!(output.status.code(), Some(2));
         assert!(text(&output.stderr).contains("is not a directory"), "{}", text(&output.stderr));
     }
 }

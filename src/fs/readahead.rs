@@ -122,18 +122,26 @@ mod tests {
     #[test]
     fn a_first_read_at_the_beginning_is_followed() {
         let mut ahead = Readahead::default();
-        assert_eq!(ahead.read(GIB, 0, 128 * KIB), Advice::Window { from: 128 * KIB, here: AHEAD, beyond: 0 });
+        assert_eq!(ahead.read(GIB, 0, 128 * KIB), Advice::Window { from: 0, here: 128 * KIB + AHEAD, beyond: 0 });
         assert_eq!(ahead.read(GIB, 128 * KIB, 128 * KIB), Advice::Keep, "moved by 128 KiB only");
-        assert_eq!(ahead.read(GIB, 256 * KIB, 128 * KIB), Advice::Window { from: 384 * KIB, here: AHEAD, beyond: 0 });
+        let here = 384 * KIB + AHEAD;
+        assert_eq!(ahead.read(GIB, 256 * KIB, 128 * KIB), Advice::Window { from: 0, here, beyond: 0 });
+        let (from, here) = (MIB + 512 * KIB, NEAR + AHEAD);
+        assert_eq!(
+            ahead.read(GIB, MIB + 512 * KIB, NEAR),
+            Advice::Window { from, here, beyond: 0 },
+            "no further behind"
+        );
     }
 
     #[test]
     fn a_window_ends_with_the_file() {
         let mut ahead = Readahead::default();
-        assert_eq!(ahead.read(MIB, 0, 64 * KIB), Advice::Window { from: 64 * KIB, here: MIB - 64 * KIB, beyond: 0 });
-        assert_eq!(ahead.read(MIB, 64 * KIB, MIB), Advice::Keep, "nothing is left to want");
+        assert_eq!(ahead.read(MIB, 0, 64 * KIB), Advice::Window { from: 0, here: MIB, beyond: 0 });
+        ahead.read(MIB, 64 * KIB, MIB);
         assert!(ahead.is_at_end(MIB));
-        assert_eq!(Readahead::default().read(10, 0, 4096), Advice::Keep);
+        assert_eq!(Readahead::default().read(10, 0, 4096), Advice::Window { from: 0, here: 10, beyond: 0 });
+        assert_eq!(Readahead::default().read(0, 0, 4096), Advice::Keep);
     }
 
     #[test]
@@ -151,9 +159,9 @@ mod tests {
         let mut ahead = Readahead::default();
         ahead.read(GIB, 0, 128 * KIB);
         assert_eq!(ahead.read(GIB, 500 * MIB, 128 * KIB), Advice::Nothing);
-        let from = 500 * MIB + 256 * KIB;
-        assert_eq!(ahead.read(GIB, 500 * MIB + 128 * KIB, 128 * KIB), Advice::Window { from, here: AHEAD, beyond: 0 });
-        assert_eq!(ahead.read(GIB, 0, 512), Advice::Window { from: 512, here: AHEAD, beyond: 0 }, "rewound");
+        let (from, here) = (500 * MIB, 256 * KIB + AHEAD);
+        assert_eq!(ahead.read(GIB, 500 * MIB + 128 * KIB, 128 * KIB), Advice::Window { from, here, beyond: 0 });
+        assert_eq!(ahead.read(GIB, 0, 512), Advice::Window { from: 0, here: 512 + AHEAD, beyond: 0 }, "rewound");
     }
 
     #[test]
@@ -164,7 +172,7 @@ mod tests {
         for pair in 0..64u64 {
             for offset in [(2 * pair + 1) * 128 * KIB, 2 * pair * 128 * KIB] {
                 match ahead.read(GIB, offset, 128 * KIB) {
-                    Advice::Window { from, .. } => furthest = from,
+                    Advice::Window { from, here, .. } => furthest = from + here - AHEAD,
                     Advice::Keep => {}
                     Advice::Nothing => panic!("taken for a jump at {offset}"),
                 }
@@ -176,9 +184,10 @@ mod tests {
     #[test]
     fn files_read_through_are_followed_into_the_next_ones() {
         let mut ahead = Readahead::default();
-        assert_eq!(ahead.read(100, 0, 4096), Advice::Keep, "nothing says yet that others follow");
+        let alone = Advice::Window { from: 0, here: 100, beyond: 0 };
+        assert_eq!(ahead.read(100, 0, 4096), alone, "nothing says yet that others follow");
         ahead.next_file();
-        assert_eq!(ahead.read(100, 0, 4096), Advice::Window { from: 100, here: 0, beyond: AHEAD });
+        assert_eq!(ahead.read(100, 0, 4096), Advice::Window { from: 0, here: 100, beyond: AHEAD });
         ahead.next_file();
         assert_eq!(ahead.read(100, 0, 4096), Advice::Keep, "moved by 100 bytes");
         let mut files = 2;
@@ -190,10 +199,10 @@ mod tests {
                 advice => break advice,
             }
         };
-        assert_eq!(again, Advice::Window { from: 100, here: 0, beyond: AHEAD });
+        assert_eq!(again, Advice::Window { from: 0, here: 100, beyond: AHEAD });
         assert_eq!(files, 1 + FILES, "before a window of 256 files runs out");
         ahead.next_file();
         let advice = ahead.read(20 * MIB, 0, MIB);
-        assert_eq!(advice, Advice::Window { from: MIB, here: 19 * MIB, beyond: AHEAD - 19 * MIB });
+        assert_eq!(advice, Advice::Window { from: 0, here: 20 * MIB, beyond: AHEAD - 19 * MIB });
     }
 }

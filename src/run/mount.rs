@@ -141,13 +141,8 @@ async fn ended(mounted: Arc<Mounted>) {
     }
 }
 
-/// Whatever is wrong with a mount that is not the command line's fault is a mount failure.
 fn outcome_of(error: &RunError) -> Outcome {
-    let status = match error.status() {
-        status::USAGE => status::USAGE,
-        _ => status::MOUNT,
-    };
-    Outcome { status, message: error.to_string() }
+    Outcome { status: error.status(), message: error.to_string() }
 }
 
 fn fail(readiness: Readiness, error: &RunError) -> u8 {
@@ -180,9 +175,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_fails_ends_with_32_and_a_wrong_command_line_with_1() {
+    fn a_mount_that_fails_ends_with_2_and_a_wrong_command_line_with_1() {
         let missing = RunError::Mount(MountError::Missing(PathBuf::from("/mnt/x")));
-        assert_eq!(outcome_of(&missing).status, 32);
+        assert_eq!(outcome_of(&missing).status, 2);
         let unnamed = RunError::SeveralHere(Vec::new());
         assert_eq!(outcome_of(&unnamed).status, 1);
     }
