@@ -256,11 +256,11 @@ fn entry_of(row: &Row) -> Entry {
 pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>) -> String {
     let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
     match error {
-        DiscoverError::NoOrigin { tried } if tried.is_empty() => {
-            "no network to ask: no interface is up, has carrier and broadcasts; name one with --interface, or an \
-             origin with --peer"
-                .to_owned()
-        }
+        // Loopback is always asked: a node of this host would have answered.
+        DiscoverError::NoOrigin { tried } if tried.iter().all(|(_, to)| to.is_loopback()) => format!(
+            "nobody offers {wanted}: there is no network to ask, since no interface but loopback is up, has carrier and \
+             broadcasts; name one with --interface, or an origin with --peer"
+        ),
         DiscoverError::NoOrigin { tried } => {
             let asked: Vec<String> = tried.iter().map(|(interface, to)| format!("{to} on {interface}")).collect();
             let (first, last) = net.ports().into_inner();
@@ -327,7 +327,7 @@ mod tests {
         assert!(text.starts_with("nobody offers the tree \"images\": asked 10.0.0.255 on eth0 for 5 s"), "{text}");
         assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
         let text = message(&DiscoverError::NoOrigin { tried: Vec::new() });
-        assert!(text.starts_with("no network to ask") && text.contains("--interface"), "{text}");
+        assert!(text.contains("no network to ask") && text.contains("--interface"), "{text}");
     }
 
     #[test]
