@@ -5,6 +5,7 @@ mod sim;
 use sim::host::{Order, Plan, Setup};
 use sim::*;
 use swarmfs::swarm::Policy;
+use swarmfs::wire::head::PageHash;
 
 fn policy(mib: u64) -> Policy {
     Policy::with_budget(mib * MIB)
@@ -82,7 +83,7 @@ fn the_mesh_is_as_fast_as_expected() {
 
 #[test]
 fn three_readers_take_little_more_than_one() {
-    for seed in [seed(1), seed(2), seed(3)] {
+    for seed in seeds(1..=3) {
         let (size, rate) = (64 * MIB, mbit(100));
         let mut world = crowd(seed, 3, size, rate);
         world.run(nanos(ideal(size, rate) * 1.3));
@@ -311,6 +312,74 @@ fn a_walk_over_hundreds_of_small_files_is_one_long_read() {
     assert_all_read(&world, bytes);
     assert!(copies(&world, bytes) < 1.1, "{} copies", copies(&world, bytes));
     assert!(world.broadcasts <= 3 * 8, "{} broadcasts", world.broadcasts);
+}
+
+#[test]
+fn who_leaves_is_missed_by_nobody() {
+    let (size, rate) = (64 * MIB, mbit(100));
+    let mut world = World::new(seed(1), Network::default());
+    let file = world.tree.add(size, 0);
+    world.origin(setup(rate, vec![]));
+    for index in 0..8 {
+        world.reader(Setup { leaves: true, start: index * 100 * MS, ..setup(rate, through(vec![file])) });
+    }
+    world.at(2 * SECOND, Fault::Exit(2));
+    world.at(3 * SECOND, Fault::Exit(5));
+    world.run(nanos(0.8 + ideal(size, rate) * 1.2));
+    assert_eq!(world.hosts.iter().map(|host| host.finishes.len()).sum::<usize>(), 6);
+    assert!(copies(&world, size) < 1.1, "{} copies", copies(&world, size));
+}
+
+#[test]
+fn pages_come_from_neighbours_first() {
+    let mut world = World::new(seed(1), Network::default());
+    world.origin(setup(mbit(100), vec![]));
+    for _ in 0..8 {
+        world.reader(setup(mbit(100), vec![]));
+    }
+    world.run_until(SECOND);
+    let pages: Vec<PageHash> = (0..20).map(|number| PageHash([number; 32])).collect();
+    for host in 1..=8 {
+        pages.iter().for_each(|page| world.want_page(host, *page));
+        world.run_until(world.now + 300 * MS);
+        assert_eq!(world.hosts[host].pages.len(), pages.len(), "host {host}");
+    }
+    let from_origin = world.hosts[0].count.pages_sent;
+    assert!(from_origin <= 4 * 20, "the origin sent {from_origin} pages of 160");
+}
+
+/// Faults of all kinds at random, on readers and origin: after the last everybody finishes.
+#[test]
+fn everybody_finishes_after_any_faults() {
+    for seed in seeds(1..=12) {
+        let (size, rate) = (32 * MIB, mbit(100));
+        let lossy = Network { lost_pieces: 5, lost_datagrams: 200, ..Network::default() };
+        let mut world = World::new(seed, lossy);
+        let mut rng = fastrand::Rng::with_seed(world.seed);
+        let files = vec![world.tree.add(size, 30), world.tree.add(3 * MIB + 5, 0)];
+        world.origin(setup(rate, vec![]));
+        for index in 0..10 {
+            let start = rng.u64(0..SECOND);
+            let liar = index == 9 && seed % 2 == 0;
+            let policy = policy([32, 64, 160][index % 3]);
+            world.reader(Setup { start, liar, policy, ..setup(rate, through(files.clone())) });
+        }
+        let mut victims: Vec<usize> = (0..10).collect();
+        rng.shuffle(&mut victims);
+        for victim in &victims[..6] {
+            let begin = SECOND + rng.u64(0..3 * SECOND);
+            let end = begin + rng.u64(10 * MS..4 * SECOND);
+            let (fault, mended) = match rng.u32(0..3) {
+                0 => (Fault::Crash(*victim), Fault::Return(*victim)),
+                1 => (Fault::Cut(*victim), Fault::Join(*victim)),
+                _ => (Fault::Pause(*victim), Fault::Resume(*victim)),
+            };
+            world.at(begin, fault);
+            world.at(end, mended);
+        }
+        world.run(8 * SECOND + nanos(ideal(size, rate) * 3.0 + 5.0));
+        assert_all_read(&world, size + 3 * MIB + 5);
+    }
 }
 
 #[test]
