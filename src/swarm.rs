@@ -463,3 +463,132 @@ impl Node {
         self.out.push_back(Output::Send { link, frame });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::OriginKey;
+    use crate::wire::frame::{NodeId, State};
+
+    const SIZE: u64 = 64 << 20;
+
+    fn run(first: u32, count: u32) -> Run {
+        Run { object: ObjectId([1; 16]), first, count }
+    }
+
+    fn hello(node: u64, origin: bool) -> Hello {
+        let key = OriginKey::from_seed(&[1; 32]).public();
+        let tree = "tree".parse().expect("a plain name");
+        Hello { node: NodeId(node), origin, port: 19024, sequence: 1, key, tree }
+    }
+
+    /// A node, and what it puts out.
+    struct Bench {
+        node: Node,
+        now: u64,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let policy = Policy::with_budget(160 << 20);
+            let mut bench = Bench { node: Node::new(policy, hello(1, false), 1, Time(0)), now: 0 };
+            bench.give(Input::Tick);
+            bench
+        }
+
+        fn give(&mut self, input: Input) -> Vec<Output> {
+            self.now += 1_000;
+            self.node.handle(input, Time(self.now));
+            self.drain()
+        }
+
+        fn drain(&mut self) -> Vec<Output> {
+            self.node.settle();
+            std::iter::from_fn(|| self.node.poll_output()).collect()
+        }
+
+        fn frame(&mut self, link: LinkId, frame: Frame) -> Vec<Output> {
+            self.give(Input::Frame { link, frame })
+        }
+
+        /// Time passes, with ticks as they fall due and neighbours that are not silent.
+        fn wait(&mut self, us: u64) -> Vec<Output> {
+            let (end, mut all) = (self.now + us, Vec::new());
+            while self.now < end {
+                all.extend(self.give(Input::Tick));
+            }
+            all
+        }
+
+        /// A neighbour, known by its hello and by what it wants.
+        fn link(&mut self, node: u64, origin: bool, window: Vec<Run>) -> LinkId {
+            let addr = ([10, 0, 0, node as u8], 40_000).into();
+            let link = self.node.accept(addr, Time(self.now)).expect("there is room");
+            self.frame(link, Frame::Hello(hello(node, origin)));
+            self.frame(link, Frame::State(State { full: true, room: 16, added: window, ..State::default() }));
+            link
+        }
+
+        fn read_on(&mut self) {
+            let window = vec![Wanted { run: run(0, 1024), size: SIZE, position: 0 }];
+            self.give(Input::Window { reader: ReaderId(1), window });
+        }
+    }
+
+    /// What a node tells a neighbour that it has or awaits.
+    fn told(outputs: &[Output], to: LinkId) -> Vec<Run> {
+        let states = outputs.iter().filter_map(|output| match output {
+            Output::Send { link, frame: Frame::State(state) } if *link == to => Some(&state.taken),
+            _ => None,
+        });
+        states.flatten().copied().collect()
+    }
+
+    /// 32 readers began at once; each pulled the first blocks from the origin and told the others that they were coming.
+    /// Everybody waited for somebody else, and the origin sent them to nobody.
+    #[test]
+    fn a_pull_is_not_told_before_it_is_answered() {
+        let mut bench = Bench::new();
+        let origin = bench.link(2, true, vec![]);
+        let neighbour = bench.link(3, false, vec![run(0, 1024)]);
+        let mut outputs = bench.give(Input::demand(run(0, 4), SIZE));
+        let pulled = outputs.iter().find_map(|output| match output {
+            Output::Send { link, frame: Frame::Want { transfer, .. } } if *link == origin => Some(*transfer),
+            _ => None,
+        });
+        let transfer = pulled.expect("the origin is asked for a block that a reader jumps to");
+        outputs.extend(bench.wait(100_000));
+        assert_eq!(told(&outputs, neighbour), []);
+        let offered = |output: &Output| matches!(output, Output::Send { frame: Frame::Offer { .. }, .. });
+        assert!(!outputs.iter().any(offered), "nor is it offered");
+        let mut outputs = bench.give(Input::Progress { link: origin, transfer, bytes: 100 });
+        outputs.extend(bench.wait(100_000));
+        assert_eq!(told(&outputs, neighbour), [run(0, 4)]);
+    }
+
+    /// Of three nodes each had accepted a block from the one before, since its own source had failed and another had come
+    /// while an offer travelled: a ring in which nobody ever gets the block.
+    #[test]
+    fn a_block_lost_and_awaited_anew_is_not_passed_on_by_the_old_offer() {
+        for lost in [false, true] {
+            let mut bench = Bench::new();
+            let first = bench.link(2, false, vec![]);
+            let second = bench.link(3, false, vec![]);
+            let child = bench.link(4, false, vec![run(0, 1024)]);
+            bench.read_on();
+            let outputs = bench.frame(first, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
+            let offered = outputs.iter().find_map(|output| match output {
+                Output::Send { link, frame: Frame::Offer { id, .. } } if *link == child => Some(*id),
+                _ => None,
+            });
+            let id = offered.expect("what is awaited is offered on");
+            if lost {
+                bench.frame(first, Frame::Abort { transfer: 7 });
+                bench.frame(second, Frame::Offer { id: 9, runs: vec![run(0, 2)] });
+            }
+            let outputs = bench.frame(child, Frame::Accept { id, run: run(0, 2) });
+            let abort = Output::Send { link: child, frame: Frame::Abort { transfer: id } };
+            assert_eq!(outputs.contains(&abort), lost, "{outputs:?}");
+        }
+    }
+}

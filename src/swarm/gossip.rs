@@ -27,6 +27,8 @@ const GREETING: u64 = 3_000_000;
 struct Known {
     addr: SocketAddr,
     origin: bool,
+    /// Worth a link whatever their number, as long as no origin is linked.
+    perhaps_origin: bool,
     /// When it may be tried, after `tries` in a row that failed.
     next_try: Time,
     tries: u32,
@@ -344,7 +346,8 @@ impl Node {
             .collect();
         self.rng.shuffle(&mut candidates);
         for (node, addr) in candidates {
-            let origin = self.gossip.known[&node].origin;
+            let known = &self.gossip.known[&node];
+            let origin = known.origin || (known.perhaps_origin && !self.has_origin());
             if origin || wanted > 0 {
                 wanted = if origin { wanted } else { wanted - 1 };
                 self.dial(node, addr);
@@ -385,6 +388,7 @@ impl Node {
     fn dial(&mut self, node: NodeId, addr: SocketAddr) {
         if let Some(known) = self.gossip.known.get_mut(&node) {
             known.tries += 1;
+            known.perhaps_origin = false;
             known.next_try = self.now.plus(1_000_000u64.saturating_mul(1 << known.tries.min(6)));
         }
         let link = self.new_link(addr, true);
@@ -410,16 +414,31 @@ impl Node {
                 entry.tries = 0;
             }
             std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
-                entry.insert(Known { addr, origin, next_try: self.now, tries: 0, avoid_until: Time(0) });
+                entry.insert(Known {
+                    addr,
+                    origin,
+                    perhaps_origin: false,
+                    next_try: self.now,
+                    tries: 0,
+                    avoid_until: Time(0),
+                });
             }
             _ => {}
         }
     }
 
+    /// Whoever knows the origin names it first: one that has lost all answers to its JOINs finds it by its neighbours.
     pub(super) fn learn_peers(&mut self, peers: Vec<Peer>) {
-        for peer in peers {
+        let seeking = !self.has_origin();
+        for (index, peer) in peers.into_iter().enumerate() {
             if !self.gossip.known.contains_key(&peer.node) {
                 self.learn_peer(peer.node, peer.addr, false);
+            }
+            if let Some(known) = self.gossip.known.get_mut(&peer.node)
+                && seeking
+                && index == 0
+            {
+                known.perhaps_origin = true;
             }
         }
         self.gossip.next_meet = self.now;
@@ -435,11 +454,13 @@ impl Node {
         self.gossip.known.get(&peer).is_some_and(|known| self.now < known.avoid_until)
     }
 
-    /// Random neighbours of mine, for somebody who is new.
+    /// Random neighbours of mine, for somebody who is new, and the origin, in case it has not found that by itself.
     fn some_peers(&mut self, not: NodeId, count: usize) -> Vec<Peer> {
-        let peers = self.links.values().filter(|link| link.greeted && !link.origin && link.peer != not);
-        let peers: Vec<Peer> = peers.map(|link| Peer { node: link.peer, addr: link.addr }).collect();
-        self.rng.choose_multiple(peers, count)
+        let peer = |link: &super::Link| Peer { node: link.peer, addr: link.addr };
+        let origin = self.links.values().find(|link| link.greeted && link.origin && link.peer != not).map(peer);
+        let peers = self.links.values().filter(|link| link.greeted && !link.origin && link.peer != not).map(peer);
+        let peers = self.rng.choose_multiple(peers, count.saturating_sub(origin.is_some() as usize));
+        origin.into_iter().chain(peers).collect()
     }
 
     /// An origin introduces whoever greets it to others.

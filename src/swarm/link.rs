@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::bits::Bits;
 use super::{LinkId, Node, Output, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
-use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State};
+use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State, WANTED};
 
 /// Chunks of one neighbour that are kept track of: 64 GiB. Of a larger cache the rest is as if it were not there.
 const MAX_CHUNKS: usize = 4096;
@@ -103,6 +103,11 @@ impl Link {
     /// Uploads and unanswered offers.
     pub fn queue(&self) -> usize {
         self.uploads.len() + self.offers.len()
+    }
+
+    /// The same without what it pulled.
+    pub fn offered(&self) -> usize {
+        self.uploads.iter().filter(|upload| upload.transfer & WANTED == 0).count() + self.offers.len()
     }
 
     pub fn is_idle(&self) -> bool {

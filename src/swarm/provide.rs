@@ -4,7 +4,7 @@
 //! possession is looked at again when the offer is accepted and before each frame. An origin puts each piece in once:
 //! what no neighbour of its has or awaits, the lowest first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
 use super::link::{Offer, Upload, by_chunk};
@@ -27,8 +27,11 @@ const PULLED: usize = 32;
 const HEADER_WAITS: usize = 64;
 /// A first copy so young may still be on its way to whoever starves for it.
 const FRESH: u64 = 500_000;
+/// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
+/// than anybody could pass them on.
+const MAX_SENT: usize = 4096;
 /// Objects whose size an origin remembers for its neighbours' windows.
-const MAX_SIZES: usize = 1 << 17;
+pub const MAX_SIZES: usize = 1 << 17;
 
 /// How many neighbours have or await each block of a chunk.
 struct Copies {
@@ -47,8 +50,8 @@ pub struct Provide {
     resolving: BTreeSet<ObjectId>,
     /// Pulls of objects whose size is being asked for.
     parked: Vec<(LinkId, u32, bool, Run)>,
-    /// When blocks of a segment were first sent.
-    sent: BTreeMap<SegmentId, Time>,
+    /// What an origin began to send lately, the oldest in front.
+    sent: VecDeque<(Time, Run)>,
 }
 
 impl Provide {
@@ -81,6 +84,19 @@ impl Provide {
         }
     }
 
+    fn note_sent(&mut self, run: Run, now: Time) {
+        while self.sent.len() >= MAX_SENT || self.sent.front().is_some_and(|(sent, _)| now.since(*sent) >= FRESH) {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((now, run));
+    }
+
+    /// Whether some of a run was sent so lately that it may still be on its way from neighbour to neighbour.
+    fn was_sent(&self, run: Run, now: Time) -> bool {
+        let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
+        self.sent.iter().any(|(at, sent)| now.since(*at) < FRESH && overlaps(sent))
+    }
+
     /// Neighbours that have or await a block.
     pub fn copies(&self, chunk: ChunkId, block: u32) -> u16 {
         self.copies.get(&chunk).map_or(0, |copies| copies.each[block as usize])
@@ -104,7 +120,8 @@ impl Node {
             let open = |link: &super::Link| link.greeted && link.known && !link.origin && !link.window.is_empty();
             let (mut queued, mut takers) = (0, 0usize);
             for link in self.links.values() {
-                queued += link.queue();
+                // An origin's first copies do not wait for pulls: each link's share of its uplink is TCP's to decide.
+                queued += if self.me.origin { link.offered() } else { link.queue() };
                 takers += open(link) as usize;
             }
             if queued >= limit || takers == 0 {
@@ -218,7 +235,7 @@ impl Node {
         let mut unread: Option<(u64, SegmentId)> = None;
         for (id, link) in &self.links {
             let open = link.greeted && link.known && !link.origin && link.room > -(self.policy.downloads_origin as i32);
-            if !open || link.queue() >= per_link {
+            if !open || link.offered() >= per_link {
                 continue;
             }
             // First copies go to who can pass them on: not to one at under half of what the others do.
@@ -244,8 +261,7 @@ impl Node {
         }
         let (_, _, _, id, run) = best?;
         self.read_ahead(id, run);
-        let segment = BlockId { object: run.object, index: run.first }.segment();
-        self.provide.sent.insert(segment, self.now);
+        self.provide.note_sent(run, self.now);
         Some((id, vec![run]))
     }
 
@@ -541,8 +557,7 @@ impl Node {
             return self.send(id, Frame::Abort { transfer });
         }
         if self.me.origin {
-            let segment = BlockId { object: run.object, index: run.first }.segment();
-            self.provide.sent.insert(segment, self.now);
+            self.provide.note_sent(run, self.now);
         }
         self.begin_upload(id, transfer, run, true);
     }
@@ -553,9 +568,7 @@ impl Node {
         let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
         let copied = by_chunk(run)
             .any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block)));
-        let segment = BlockId { object: run.object, index: run.first }.segment();
-        let fresh = self.provide.sent.get(&segment).is_some_and(|sent| self.now.since(*sent) < FRESH);
-        copied && (!starving || fresh)
+        copied && (!starving || self.provide.was_sent(run, self.now))
     }
 
     pub(super) fn on_cancel(&mut self, id: LinkId, transfer: u32) {

@@ -3,13 +3,14 @@
 //! Readers hand down windows; neighbours offer out of them and this node accepts. Only what no offer will bring soon is
 //! pulled: a random reader's block, the very first block, and blocks that every neighbour lacks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bits::Bits;
 use super::keep::Chunk;
 use super::link::by_chunk;
+use super::provide::MAX_SIZES;
 use super::{Input, LinkId, Node, Output, ReaderId, Time, Wanted};
-use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, Run, SegmentId, blocks_of};
+use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SegmentId, blocks_of};
 use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 
 /// Demands that are waited for at once: as many as parked reads, whose number the kernel bounds.
@@ -136,6 +137,7 @@ impl Node {
     // ---- what readers want
 
     pub(super) fn on_window(&mut self, reader: ReaderId, window: Vec<Wanted>) {
+        self.forget_sizes();
         for wanted in &window {
             self.sizes.insert(wanted.run.object, wanted.size);
         }
@@ -148,19 +150,33 @@ impl Node {
         self.pull();
     }
 
+    /// A walk over a large tree passes more objects than need be remembered: those of which nothing is held or wanted go.
+    fn forget_sizes(&mut self) {
+        if self.me.origin || self.sizes.len() <= MAX_SIZES {
+            return;
+        }
+        let held = self.store.iter().map(|(chunk, _)| chunk.object);
+        let wanted = self.requests.readers.values().flatten().map(|wanted| wanted.run.object);
+        let demanded = self.requests.demands.iter().map(|demand| demand.run.object);
+        let used: BTreeSet<ObjectId> = held.chain(wanted).chain(demanded).collect();
+        self.sizes.retain(|object, _| used.contains(object));
+    }
+
     /// Weaves the readers' windows into one: a stretch of each in turn, until memory for them ends.
     fn rebuild_window(&mut self) {
         let mut left = self.policy.window_blocks;
         let mut woven: Vec<(Run, u64)> = Vec::new();
         let mut queues: Vec<std::vec::IntoIter<Wanted>> =
             self.requests.readers.values().map(|window| window.clone().into_iter()).collect();
-        // With several readers a stretch is a chunk at the most, so that none of them waits for all of another's.
-        let longest = if queues.len() > 1 { BLOCKS_PER_CHUNK } else { u32::MAX };
+        // With several readers a stretch is a segment at the most, so that none of them waits for all of another's; cut
+        // where segments end, so that the cuts stay when a reader moves on.
+        let several = queues.len() > 1;
         let mut rest: Vec<Option<Wanted>> = queues.iter_mut().map(Iterator::next).collect();
         while left > 0 && woven.len() < MAX_WINDOW && rest.iter().any(Option::is_some) {
             for (slot, queue) in rest.iter_mut().zip(&mut queues) {
                 let Some(wanted) = slot else { continue };
-                let count = wanted.run.count.min(longest).min(left);
+                let longest = BLOCKS_PER_SEGMENT - wanted.run.first % BLOCKS_PER_SEGMENT;
+                let count = wanted.run.count.min(if several { longest } else { u32::MAX }).min(left);
                 left -= count;
                 if count > 0 {
                     let run = Run { count, ..wanted.run };
@@ -508,7 +524,8 @@ impl Node {
                 let chunk = BlockId { object: run.object, index: run.first }.chunk();
                 let offered = self.requests.in_window(chunk).get(run.first - chunk.first_block());
                 let waited = self.now.since(demand.since);
-                let starving = waited >= self.policy.starve;
+                // Whoever jumps about is in no herd that a copy would serve.
+                let starving = !offered || waited >= self.policy.starve;
                 // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
                 let idle = self.requests.downloads.is_empty();
                 let patience = if idle { self.policy.starve_idle } else { self.policy.starve };
@@ -620,7 +637,7 @@ impl Node {
     }
 
     /// Only an origin can say that nobody will have an object again.
-    pub(super) fn on_gone(&mut self, id: LinkId, object: crate::chunk::ObjectId, reason: GoneReason) {
+    pub(super) fn on_gone(&mut self, id: LinkId, object: ObjectId, reason: GoneReason) {
         if !self.links.get(&id).is_some_and(|link| link.origin) {
             return;
         }
@@ -655,7 +672,7 @@ impl Node {
     }
 
     /// Demands on an object that will never come.
-    pub(super) fn forget_demands(&mut self, object: crate::chunk::ObjectId) {
+    pub(super) fn forget_demands(&mut self, object: ObjectId) {
         self.requests.demands.retain(|demand| demand.run.object != object);
     }
 }

@@ -217,12 +217,13 @@ pub struct Count {
     pub control_bytes: u64,
     pub dropped_pieces: u64,
     pub gone: u64,
+    pub pages_sent: u64,
     pub wrong: u64,
 }
 
 /// What a paused process finds when it goes on.
 pub enum Backlog {
-    Input(Input),
+    Input(Box<Input>),
     Messages { connection: usize, side: usize, messages: Vec<super::net::Message>, bytes: u32 },
     Closed { connection: usize, side: usize },
 }

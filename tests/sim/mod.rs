@@ -190,9 +190,16 @@ impl Drop for World {
     }
 }
 
-/// The seed of this run: of the environment, or the one given.
+/// The seeds of a test: the one in the environment, or those given.
+pub fn seeds(default: std::ops::RangeInclusive<u64>) -> std::ops::RangeInclusive<u64> {
+    match std::env::var("SWARMFS_SIM_SEED").ok().and_then(|text| text.parse().ok()) {
+        Some(seed) => seed..=seed,
+        None => default,
+    }
+}
+
 pub fn seed(default: u64) -> u64 {
-    std::env::var("SWARMFS_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    *seeds(default..=default).start()
 }
 
 impl World {
@@ -236,6 +243,11 @@ impl World {
     pub fn at(&mut self, time: u64, fault: Fault) {
         self.faults_left += 1;
         self.after(time - self.now, Event::Fault(fault));
+    }
+
+    /// Somebody on a host waits for a page of the catalogue.
+    pub fn want_page(&mut self, host: usize, hash: PageHash) {
+        self.input(host, Input::WantPage { hash });
     }
 
     /// Runs until every reader is done.
@@ -415,7 +427,7 @@ impl World {
         self.hosts[host].paused = false;
         while let Some(item) = self.hosts[host].backlog.pop_front() {
             match item {
-                Backlog::Input(input) => self.input(host, input),
+                Backlog::Input(input) => self.input(host, *input),
                 Backlog::Closed { connection, side } => self.reset(connection, side),
                 Backlog::Messages { connection, side, messages, bytes } => {
                     self.receive(connection, side, messages, bytes);
@@ -434,7 +446,7 @@ impl World {
 
     fn input(&mut self, host: usize, input: Input) {
         if self.hosts[host].paused {
-            return self.hosts[host].backlog.push_back(Backlog::Input(input));
+            return self.hosts[host].backlog.push_back(Backlog::Input(Box::new(input)));
         }
         let now = self.time();
         if let Some(node) = &mut self.hosts[host].node {
@@ -517,6 +529,7 @@ impl World {
             }
             Output::SendPage { link, hash } => {
                 if self.hosts[host].origin || self.hosts[host].pages.contains(&hash) {
+                    self.hosts[host].count.pages_sent += 1;
                     self.write(host, link, Message::Page(hash), 30_000);
                 } else {
                     self.carry_out(host, Output::Send { link, frame: Frame::NoPage(hash) });
