@@ -7,7 +7,7 @@ mod lab;
 
 use lab::{Lab, Link, Running, samples, swarm};
 
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(240);
 
 /// A tree of real files and hard cases on the origin, mounted on one node.
 fn mounted() -> Option<(Lab, PathBuf, [Running; 2])> {
