@@ -12,7 +12,6 @@ const UNSAFE: [(&str, &str); 5] = [
     ("src/cache/extent.rs", "maps memory in huge pages"),
     ("src/origin/tests.rs", "gives up root's power to read, for one thread"),
     ("src/fuse/daemon.rs", "forks into the background before there is any thread"),
-    ("src/origin/tests.rs", "gives up root's power to read anything, to see a refusal"),
     ("src/run/show.rs", "asks the C library for local time"),
 ];
 
