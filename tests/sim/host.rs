@@ -215,6 +215,8 @@ pub struct Count {
     pub wasted: u64,
     pub control_frames: BTreeMap<u8, u64>,
     pub control_bytes: u64,
+    /// Nanoseconds that each STATE was under way when it was read here.
+    pub state_ages: Vec<u64>,
     pub dropped_pieces: u64,
     pub gone: u64,
     pub pages_sent: u64,

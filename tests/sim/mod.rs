@@ -517,7 +517,7 @@ impl World {
                 let count = &mut self.hosts[host].count;
                 *count.control_frames.entry(bytes[1]).or_default() += 1;
                 count.control_bytes += len as u64;
-                self.write(host, link, Message::Frame(bytes), len);
+                self.write(host, link, Message::Frame(bytes, self.now), len);
             }
             Output::SendHeader { link, segment } => {
                 let held = self.hosts[host].cache.get(&segment).copied().unwrap_or_default();

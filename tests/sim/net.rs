@@ -23,8 +23,8 @@ const RETRY: u64 = 200_000_000;
 
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// An encoded frame.
-    Frame(Vec<u8>),
+    /// An encoded frame, and when its driver wrote it.
+    Frame(Vec<u8>, u64),
     Header(SegmentId),
     Page(PageHash),
     Data {

@@ -192,8 +192,11 @@ impl World {
 
     fn message(&mut self, host: usize, link: LinkId, message: Message) {
         match message {
-            Message::Frame(bytes) => {
+            Message::Frame(bytes, written) => {
                 let (head, body) = bytes.split_first_chunk::<FRAME_HEADER>().expect("whole frames are sent");
+                if bytes[1] == 2 {
+                    self.hosts[host].count.state_ages.push(self.now - written);
+                }
                 let frame = Prefix::parse(head).and_then(|prefix| prefix.frame(body));
                 let frame = frame.unwrap_or_else(|error| panic!("a node made a frame that is refused: {error}"));
                 self.input(host, Input::Frame { link, frame });
