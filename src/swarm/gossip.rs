@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use super::bits::Bits;
 use super::link::by_chunk;
+use super::policy::WHOLE;
 use super::{JoinAim, LinkId, Node, Output, Time};
 use crate::chunk::{ChunkId, Run};
 use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
@@ -41,8 +42,10 @@ pub struct Gossip {
     known: BTreeMap<NodeId, Known>,
     /// What changed since neighbours were last told: taken and lost blocks.
     changed: BTreeMap<ChunkId, (Bits, Bits)>,
-    /// The window as neighbours know it.
+    /// The window as neighbours know it, as origins know it, and how many blocks of that were missing then.
     told_window: Vec<Run>,
+    reported: Vec<Run>,
+    reported_blocks: u32,
     dirty: bool,
     /// Origins were not told of the last change yet: they are told less often.
     report_owed: bool,
@@ -70,6 +73,8 @@ impl Gossip {
             known: BTreeMap::new(),
             changed: BTreeMap::new(),
             told_window: Vec::new(),
+            reported: Vec::new(),
+            reported_blocks: 0,
             dirty: false,
             report_owed: false,
             last_publish: now,
@@ -148,7 +153,7 @@ impl Node {
     // ---- telling
 
     fn room(&self) -> i16 {
-        let room = self.policy.downloads as i64 - self.requests.transfers() as i64;
+        let room = (self.policy.downloads * WHOLE) as i64 - self.requests.weight() as i64;
         room.clamp(i16::MIN as i64, i16::MAX as i64) as i16
     }
 
@@ -174,10 +179,13 @@ impl Node {
         }
         let mut state = self.blank_state(true);
         // An origin's report carries the window of this moment; other links follow the one last told to all.
-        state.added = match self.links.get(&id) {
-            Some(link) if link.origin => self.requests.window().to_vec(),
-            _ => self.gossip.told_window.clone(),
-        };
+        if self.is_origin(id) {
+            self.gossip.reported = self.requests.window().to_vec();
+            self.gossip.reported_blocks = self.missing_in(self.requests.window());
+            state.added = self.gossip.reported.clone();
+        } else {
+            state.added = self.gossip.told_window.clone();
+        }
         state.front = state.added.first().map_or(0, |run| run.first);
         let mut parts = held.chunks(MAX_RUNS);
         state.taken = parts.next().unwrap_or_default().to_vec();
@@ -188,10 +196,8 @@ impl Node {
             more.taken = part.to_vec();
             self.send(id, Frame::State(more));
         }
-        let position = self.requests.position();
         if let Some(link) = self.links.get_mut(&id) {
             link.told = true;
-            link.told_position = position;
             link.last_told = self.now;
         }
     }
@@ -244,12 +250,19 @@ impl Node {
         let Some(link) = self.links.get(&id) else { return };
         // A reader so fast that it runs through its window between two reports makes them more often: an origin offers
         // nothing beyond the window that it knows.
-        let moved = self.requests.position().abs_diff(link.told_position) >= self.policy.window_blocks as u64 / 4;
-        if urgent || moved || self.now.since(link.last_told) >= self.policy.report {
+        let left = self.missing_in(&self.gossip.reported);
+        let ends = left < self.gossip.reported_blocks / 2 && left < self.missing_in(self.requests.window());
+        if urgent || ends || self.now.since(link.last_told) >= self.policy.report {
             self.tell_everything(id);
         } else {
             self.gossip.report_owed = true;
         }
+    }
+
+    /// Blocks of a window that are neither here nor awaited.
+    fn missing_in(&self, window: &[Run]) -> u32 {
+        let chunks = window.iter().flat_map(|run| by_chunk(*run));
+        chunks.map(|(chunk, range)| range.minus(&self.store.taken(chunk)).count()).sum()
     }
 
     /// Reports what origins were not told when it happened.

@@ -19,12 +19,16 @@ pub struct Upload {
     /// The block being sent, and how much of it was.
     pub next: u32,
     pub offset: u32,
+    /// In eighths of a piece.
+    pub weight: usize,
 }
 
 #[derive(Clone, Debug)]
 pub struct Offer {
     pub id: u32,
     pub runs: Vec<Run>,
+    /// Of its heaviest run, in eighths of a piece.
+    pub weight: usize,
     /// How many downloads this node had begun when it made the offer.
     pub begun: u64,
 }
@@ -43,7 +47,7 @@ pub struct Link {
     /// What it has or awaits.
     taken: BTreeMap<ChunkId, Bits>,
     pub position: u64,
-    /// Transfers it would accept beyond the offers it has not answered.
+    /// Transfers, in eighths of a piece, that it would accept beyond the offers it has not answered.
     pub room: i32,
     /// Bytes a second that it says it receives.
     pub rate: u64,
@@ -54,9 +58,8 @@ pub struct Link {
     pub born: Time,
     pub last_heard: Time,
     pub last_told: Time,
-    /// It was told everything once, and where the reader was when it last was.
+    /// It was told everything once.
     pub told: bool,
-    pub told_position: u64,
     /// Whether either side wants something, and since when.
     pub active: bool,
     pub active_since: Time,
@@ -85,7 +88,6 @@ impl Link {
             last_heard: now,
             last_told: now,
             told: false,
-            told_position: 0,
             active: false,
             active_since: now,
             received: 0,
@@ -100,14 +102,19 @@ impl Link {
         self.taken.get(&chunk).is_some_and(|bits| bits.get(block))
     }
 
-    /// Uploads and unanswered offers.
+    /// The weight of uploads and unanswered offers.
     pub fn queue(&self) -> usize {
-        self.uploads.len() + self.offers.len()
+        self.uploads.iter().map(|upload| upload.weight).sum::<usize>() + self.offers_weight()
     }
 
     /// The same without what it pulled.
     pub fn offered(&self) -> usize {
-        self.uploads.iter().filter(|upload| upload.transfer & WANTED == 0).count() + self.offers.len()
+        let uploads = self.uploads.iter().filter(|upload| upload.transfer & WANTED == 0);
+        uploads.map(|upload| upload.weight).sum::<usize>() + self.offers_weight()
+    }
+
+    fn offers_weight(&self) -> usize {
+        self.offers.iter().map(|offer| offer.weight).sum()
     }
 
     pub fn is_idle(&self) -> bool {
@@ -275,7 +282,7 @@ impl Node {
         link.known = true;
         link.position = state.position;
         link.rate = state.rate as u64 * 1024;
-        link.room = state.room as i32 - link.offers.len() as i32;
+        link.room = state.room as i32 - link.offers_weight() as i32;
         let window: Vec<Run> = link.window.iter().copied().collect();
         // A full report was written before it saw my latest answers: what I send or have offered it stays noted.
         let mut mine: Vec<Run> = Vec::new();

@@ -3,6 +3,8 @@
 use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK};
 
 const MS: u64 = 1_000;
+/// The weight of a whole piece.
+pub const WHOLE: usize = 8;
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Policy {
@@ -12,7 +14,7 @@ pub struct Policy {
     pub page_budget: u64,
     /// How far ahead of its reader a node fetches: 48 MiB; 32 is as good, more only keeps peers apart.
     pub window_blocks: u32,
-    /// Uploads at once over all links, and offers and accepted transfers ahead of them.
+    /// Uploads of whole pieces at once over all links, and offers and accepted transfers ahead of them.
     pub uploads: usize,
     pub uploads_ahead: usize,
     /// The same of an origin: more in parallel makes every piece at the front late for everybody.
@@ -103,6 +105,13 @@ impl Policy {
         blocks.next_power_of_two().min(32)
     }
 
+    /// What a transfer of so many bytes counts, in eighths of a whole piece: many small files travel at once where one
+    /// piece of a large one would.
+    pub fn weight(&self, bytes: u64, rate: u64) -> usize {
+        let piece = self.piece(rate) as u64 * BLOCK as u64;
+        (bytes * WHOLE as u64).div_ceil(piece).clamp(1, WHOLE as u64) as usize
+    }
+
     /// How long changes are gathered before neighbours are told: at 5 ms the acknowledgements of their frames would
     /// eat a slow uplink.
     pub fn coalesce(&self, rate: u64) -> u64 {
@@ -126,6 +135,13 @@ mod tests {
             assert!(policy.window_blocks >= 128, "{mib} MiB");
         }
         assert_eq!(Policy::with_budget(256 << 20).window_blocks, 1536);
+    }
+
+    #[test]
+    fn small_transfers_weigh_less_than_a_piece_and_none_weighs_nothing() {
+        let policy = Policy::with_budget(256 << 20);
+        let weights = [1, 16 << 10, 64 << 10, 1 << 20].map(|bytes| policy.weight(bytes, 12_500_000));
+        assert_eq!(weights, [1, 1, 4, 8]);
     }
 
     #[test]

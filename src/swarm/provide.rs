@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
 use super::link::{Offer, Upload, by_chunk};
+use super::policy::WHOLE;
 use super::{LinkId, Node, Output, PrepareError, Time, Transmit};
 use crate::chunk::{
-    BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId, block_len,
-    blocks_of,
+    BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId,
+    block_len, blocks_of,
 };
 use crate::wire::frame::{Frame, GoneReason, MAX_OFFER, Refusal, WANTED};
 
@@ -116,6 +117,7 @@ impl Node {
         } else {
             self.policy.uploads + self.policy.uploads_ahead
         };
+        let limit = limit * WHOLE;
         loop {
             let open = |link: &super::Link| link.greeted && link.known && !link.origin && !link.window.is_empty();
             let (mut queued, mut takers) = (0, 0usize);
@@ -127,7 +129,7 @@ impl Node {
             if queued >= limit || takers == 0 {
                 return;
             }
-            let per_link = self.policy.per_link.max(limit.div_ceil(takers));
+            let per_link = (self.policy.per_link * WHOLE).max(limit.div_ceil(takers));
             let pick = if self.me.origin { self.pick_first_copy(per_link) } else { self.pick(per_link) };
             let Some((id, runs)) = pick else { return };
             if self.me.origin {
@@ -137,12 +139,21 @@ impl Node {
             }
             let offer = self.provide.next_offer;
             self.provide.next_offer = (offer + 1) & !WANTED;
+            let weight = runs.iter().map(|run| self.weight(*run)).max().unwrap_or(WHOLE);
             if let Some(link) = self.links.get_mut(&id) {
-                link.room -= 1;
-                link.offers.push(Offer { id: offer, runs: runs.clone(), begun: self.requests.begun() });
+                link.room -= weight as i32;
+                link.offers.push(Offer { id: offer, runs: runs.clone(), weight, begun: self.requests.begun() });
             }
             self.send(id, Frame::Offer { id: offer, runs });
         }
+    }
+
+    /// What a transfer of a run counts, in eighths of a piece.
+    pub(super) fn weight(&self, run: Run) -> usize {
+        let size = self.sizes.get(&run.object).copied().unwrap_or(u64::MAX);
+        let start = run.first as u64 * BLOCK as u64;
+        let bytes = size.saturating_sub(start).min(run.count as u64 * BLOCK as u64);
+        self.policy.weight(bytes, self.gossip.rate())
     }
 
     /// The neighbour that has least, and what to offer it: what it misses first, then what is rarest.
@@ -234,7 +245,10 @@ impl Node {
         let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
         let mut unread: Option<(u64, SegmentId)> = None;
         for (id, link) in &self.links {
-            let open = link.greeted && link.known && !link.origin && link.room > -(self.policy.downloads_origin as i32);
+            let open = link.greeted
+                && link.known
+                && !link.origin
+                && link.room > -((self.policy.downloads_origin * WHOLE) as i32);
             if !open || link.offered() >= per_link {
                 continue;
             }
@@ -492,7 +506,7 @@ impl Node {
         match (reason, origin) {
             (Refusal::NoRoom, _) => {
                 // Nothing more until it shows room again.
-                link.room = link.room.min(if origin { -64 } else { 0 });
+                link.room = link.room.min(if origin { -(64 * WHOLE as i32) } else { 0 });
                 if origin {
                     for run in made.runs {
                         self.note_lost(id, run);
@@ -500,7 +514,7 @@ impl Node {
                 }
             }
             // Its map was late; one offer less until the next comes.
-            (Refusal::NotNeeded, false) => link.room -= 1,
+            (Refusal::NotNeeded, false) => link.room -= made.weight as i32,
             (Refusal::NotNeeded, true) => {}
         }
     }
@@ -519,8 +533,9 @@ impl Node {
 
     fn begin_upload(&mut self, id: LinkId, transfer: u32, run: Run, first: bool) {
         self.note_taken(id, run);
+        let weight = self.weight(run);
         if let Some(link) = self.links.get_mut(&id) {
-            let upload = Upload { transfer, run, next: run.first, offset: 0 };
+            let upload = Upload { transfer, run, next: run.first, offset: 0, weight };
             // Pulls go before offers, but not before one that has begun or another pull.
             let begun = |upload: &Upload| upload.offset > 0 || upload.next > upload.run.first;
             let pulls = link.uploads.iter().take_while(|u| u.transfer & WANTED != 0 || begun(u)).count();
@@ -699,13 +714,13 @@ impl Node {
                 if upload.next < upload.run.end() {
                     break;
                 }
+                ended += upload.weight;
                 link.uploads.remove(index);
-                ended += 1;
                 break;
             }
             if over {
+                ended += upload.weight;
                 link.uploads.remove(index);
-                ended += 1;
             } else {
                 index += 1;
             }
@@ -714,7 +729,7 @@ impl Node {
             self.refill = true;
             if origin {
                 // It has room again; its report says so only later.
-                link.room += ended;
+                link.room += ended as i32;
             }
         }
         if let Some(transmit) = &found {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bits::Bits;
 use super::keep::Chunk;
 use super::link::by_chunk;
+use super::policy::WHOLE;
 use super::provide::MAX_SIZES;
 use super::{Input, LinkId, Node, Output, ReaderId, Time, Wanted};
 use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SegmentId, blocks_of};
@@ -25,6 +26,8 @@ struct Download {
     link: LinkId,
     transfer: u32,
     run: Run,
+    /// In eighths of a piece.
+    weight: usize,
     began: Time,
     last: Time,
     started: bool,
@@ -77,8 +80,9 @@ impl Requests {
         self.position
     }
 
-    pub fn transfers(&self) -> usize {
-        self.downloads.len()
+    /// What is under way, in eighths of a piece.
+    pub fn weight(&self) -> usize {
+        self.downloads.iter().map(|download| download.weight).sum()
     }
 
     /// Nothing is wanted that is not here.
@@ -246,7 +250,7 @@ impl Node {
         let most = self.policy.downloads
             + self.policy.downloads_extra
             + if from_origin { self.policy.downloads_origin } else { 0 };
-        if self.requests.downloads.len() >= most {
+        if self.requests.weight() >= most * WHOLE {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         let piece = self.policy.piece(self.gossip.rate());
@@ -301,7 +305,9 @@ impl Node {
         let now = self.now;
         let number = self.requests.begun;
         self.requests.begun += 1;
-        self.requests.downloads.push(Download { link, transfer, run, began: now, last: now, started: false, number });
+        let weight = self.weight(run);
+        let download = Download { link, transfer, run, weight, began: now, last: now, started: false, number };
+        self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true
     }
