@@ -127,7 +127,9 @@ pub enum Failure {
     NotAFile,
     #[error("too many levels of symbolic links")]
     LinkLoop,
-    #[error("the file was replaced or removed at the origin while it was read; read it again")]
+    #[error(
+        "the file was changed or removed at the origin since `swarmfs serve` listed it; restart that, and read again"
+    )]
     Gone,
     #[error("the origin cannot read it; its log says why")]
     Unreadable,
