@@ -369,6 +369,11 @@ impl Node {
         self.refill
     }
 
+    /// Bytes that a link's kernel queue may hold unsent at the rate that this node moves them.
+    pub fn unsent(&self) -> u32 {
+        self.policy.unsent(self.gossip.rate())
+    }
+
     pub fn poll_output(&mut self) -> Option<Output> {
         self.out.pop_front()
     }
