@@ -9,7 +9,7 @@
 //! ctime moves, what was signed of it is read again before more is: if it differs, the version is withdrawn and the
 //! file gets another generation. `rescan` lists the tree anew and is where a watch of the tree hooks in.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +98,8 @@ pub struct Tree {
     state: Mutex<TreeState>,
     headers: Mutex<Headers>,
     snapshot: RwLock<Arc<Snapshot>>,
+    /// The ones before, the latest last: a reader in the middle of a listing still finds their pages.
+    earlier: Mutex<VecDeque<Arc<Snapshot>>>,
     held: HeldFiles,
     /// Objects of the snapshot whose files turned out to have other bytes than were signed.
     withdrawn: Mutex<HashSet<ObjectId>>,
@@ -105,6 +107,9 @@ pub struct Tree {
     read: AtomicU64,
     signed: AtomicU64,
 }
+
+/// Listings before the last whose pages are kept.
+const EARLIER: usize = 3;
 
 /// The tree as it was last listed.
 struct Snapshot {
@@ -139,6 +144,7 @@ impl Tree {
             state: Mutex::new(state),
             headers,
             snapshot: RwLock::new(Arc::new(snapshot)),
+            earlier: Mutex::default(),
             held: HeldFiles::default(),
             withdrawn: Mutex::default(),
             complaints: Mutex::default(),
@@ -151,9 +157,13 @@ impl Tree {
         self.snapshot().head.clone()
     }
 
-    /// A page of the catalogue that the head names.
+    /// A page of the catalogue that the head names, or one of the last few heads.
     pub fn page(&self, hash: &PageHash) -> Option<Bytes> {
-        self.snapshot().pages.get(hash).cloned()
+        let page = self.snapshot().pages.get(hash).cloned();
+        page.or_else(|| {
+            let earlier = self.earlier.lock().expect("no holder of this lock panics");
+            earlier.iter().rev().find_map(|snapshot| snapshot.pages.get(hash).cloned())
+        })
     }
 
     /// What the last listing met.
@@ -197,7 +207,12 @@ impl Tree {
         // What the tree no longer names is Unknown from now on, and need not be marked.
         let mut withdrawn = self.withdrawn.lock().expect("no holder of this lock panics");
         withdrawn.retain(|object| snapshot.objects.contains_key(object));
-        *self.snapshot.write().expect("no holder of this lock panics") = snapshot;
+        let before = std::mem::replace(&mut *self.snapshot.write().expect("no holder of this lock panics"), snapshot);
+        let mut earlier = self.earlier.lock().expect("no holder of this lock panics");
+        earlier.push_back(before);
+        while earlier.len() > EARLIER {
+            earlier.pop_front();
+        }
         Ok(true)
     }
 

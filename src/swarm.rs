@@ -136,6 +136,10 @@ pub enum Input {
     CloseReader {
         reader: ReaderId,
     },
+    /// A newer head of the tree is the one that counts from now on.
+    Head {
+        sequence: u64,
+    },
     /// The answer to `Output::Resolve`: the object's size if the tree has it.
     Resolved {
         object: ObjectId,
@@ -221,6 +225,10 @@ pub enum Output {
         chunk: ChunkId,
     },
     DropPage {
+        hash: PageHash,
+    },
+    /// The origin no longer has this page: fail whoever waits for it.
+    PageGone {
         hash: PageHash,
     },
     /// Nobody will ever have this object again: fail whoever waits for it.
@@ -336,6 +344,7 @@ impl Node {
             Input::Demand { wanted } => self.on_demand(wanted),
             Input::WantPage { hash } => self.want_page(hash),
             Input::CloseReader { reader } => self.on_window(reader, Vec::new()),
+            Input::Head { sequence } => self.on_head(sequence),
             Input::Resolved { object, size } => self.on_resolved(object, size),
             Input::Prepared { segment, zero } => self.on_prepared(segment, zero),
             Input::PrepareFailed { segment, reason } => self.on_prepare_failed(segment, reason),
@@ -358,6 +367,11 @@ impl Node {
     /// Whether something came up in `transmit` that `settle` would act on.
     pub fn wants_settling(&self) -> bool {
         self.refill
+    }
+
+    /// Bytes that a link's kernel queue may hold unsent at the rate that this node moves them.
+    pub fn unsent(&self) -> u32 {
+        self.policy.unsent(self.gossip.rate())
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {

@@ -13,7 +13,7 @@ use swarmfs::keys::PublicKey;
 mod lab;
 
 use lab::samples::{self, Digest};
-use lab::swarm::{self, MOUNT, complaint, swarmfs};
+use lab::swarm::{self, MOUNT, complaint, swarmfs, wait_until};
 use lab::{Host, Lab, Link, Running};
 
 const MIB: u64 = 1 << 20;
@@ -140,6 +140,13 @@ fn a_file_that_shrinks_while_it_is_read_gives_its_own_bytes_or_an_error() {
     let got = &original[..read.digest.len as usize];
     assert_eq!(read.digest, samples::digest(got).unwrap(), "bytes of two versions were mixed");
     assert!(!read.status.success(), "dd was told that a file of {} bytes ends at {}", original.len(), got.len());
+
+    // The origin has noticed: whoever opens the file now gets what it is now.
+    let wanted = samples::digest(&original[..4 * MIB as usize]).unwrap();
+    wait_until(LONG, "the file is read as it is now", || {
+        let read = swarm::read(lab.host(1), "random", &[]).finish(LONG);
+        (read.status.success() && read.digest == wanted).then_some(())
+    });
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::chunk::SEGMENT;
 
 const LEN: usize = SEGMENT as usize;
 
-/// Idle extents kept for reuse: enough for the turnover of a reader and its relays, little against any budget.
-const IDLE: usize = 4;
+/// Idle extents kept for reuse: a dropped chunk has eight, and what is dropped made room for what comes next.
+const IDLE: usize = 8;
 
 /// 2 MiB of memory, aligned to 2 MiB so that it can be one huge page.
 pub struct Extent {

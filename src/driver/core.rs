@@ -34,6 +34,8 @@ const HOUSEKEEPING: Duration = Duration::from_millis(100);
 const ROW_BYTES: u64 = 150;
 /// How often an origin closes files that nobody asks for any more.
 const TIDY: Duration = Duration::from_secs(60);
+/// How often an origin lists its tree again, at most, because a reader found a file changed.
+const RESCAN: Duration = Duration::from_secs(1);
 
 pub enum Role {
     Origin { tree: Arc<Tree> },
@@ -53,6 +55,8 @@ pub struct Core {
     me: NodeId,
     port: u16,
     budget: u64,
+    /// An origin's listing is under way, or ended so shortly ago that the next must wait.
+    rescanning: bool,
     /// Fetch the whole catalogue: it fits an eighth of the budget.
     prefetch: bool,
     began: Instant,
@@ -71,6 +75,7 @@ enum Errand {
     Prepare(SegmentId),
     Datagram(SocketAddr, Vec<u8>),
     Broadcast(Vec<u8>),
+    Rescan,
 }
 
 #[derive(Default)]
@@ -134,6 +139,7 @@ impl Core {
             me,
             port,
             budget,
+            rescanning: false,
             prefetch,
             began: Instant::now(),
             armed: Time(0),
@@ -237,6 +243,7 @@ impl Core {
             Output::DropPage { hash } => {
                 self.shared.pages.write().expect("no holder of this lock panics").remove(&hash);
             }
+            Output::PageGone { hash } => self.waiting.fail_page(hash),
             Output::Gone { object, reason } => {
                 let why = match reason {
                     GoneReason::Replaced => Unavailable::Gone,
@@ -443,10 +450,20 @@ impl Core {
             return;
         }
         if welcome.head.sequence > head.sequence && self.tree.is_none() {
-            tracing::info!(sequence = welcome.head.sequence, "the tree changed");
-            *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(welcome.head.clone());
+            self.adopt(welcome.head.clone());
         }
         self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// From now on the tree is what this head says.
+    fn adopt(&mut self, head: TreeHead) {
+        let (sequence, root) = (head.sequence, head.root);
+        tracing::info!(sequence, "the tree changed");
+        *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
+        self.handle(Input::Head { sequence });
+        if self.prefetch && self.shared.page(&root).is_none() {
+            self.handle(Input::WantPage { hash: root });
+        }
     }
 
     // ---- an origin's disk
@@ -465,6 +482,10 @@ impl Core {
                 self.waiting.wake(segment, &self.shared);
             }
             Err(error) => {
+                // Its file is another one now, which only a new listing can show.
+                if matches!(error, SegmentError::Gone | SegmentError::Unknown) {
+                    self.errands.push(Errand::Rescan);
+                }
                 let reason = match error {
                     SegmentError::Gone | SegmentError::Unknown => PrepareError::Gone(GoneReason::Replaced),
                     SegmentError::Unreadable => PrepareError::Gone(GoneReason::Unreadable),
@@ -536,6 +557,7 @@ async fn run_errand(core: Handle, errand: Errand) {
             core.borrow_mut().prepared(segment, result);
             settle(&core);
         }
+        Errand::Rescan => rescan(core).await,
         Errand::Datagram(to, bytes) => {
             let socket = core.borrow().socket.clone();
             if let Some(socket) = socket
@@ -562,6 +584,29 @@ async fn run_errand(core: Handle, errand: Errand) {
             }
         }
     }
+}
+
+/// Lists an origin's tree again. A request that comes while that goes on is met by it or by the pause after it: the next
+/// reader that finds a file changed asks again.
+async fn rescan(core: Handle) {
+    let tree = {
+        let mut core = core.borrow_mut();
+        let Some(tree) = core.tree.clone() else { return };
+        if std::mem::replace(&mut core.rescanning, true) {
+            return;
+        }
+        tree
+    };
+    let listed = tree.clone();
+    match tokio::task::spawn_blocking(move || listed.rescan()).await {
+        Ok(Ok(true)) => core.borrow_mut().adopt(tree.head()),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the tree cannot be listed again; its last listing is served"),
+        Err(error) => tracing::error!(%error, "listing the tree failed"),
+    }
+    settle(&core);
+    tokio::time::sleep(RESCAN).await;
+    core.borrow_mut().rescanning = false;
 }
 
 /// The event loop, until a client stops it.

@@ -232,7 +232,15 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
 }
 
 async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake: Rc<Notify>) {
+    let mut unsent = 0;
     loop {
+        let limit = core.borrow().node.unsent();
+        if limit != unsent {
+            unsent = limit;
+            if let Err(error) = sockets::limit_unsent(stream.as_ref(), limit) {
+                tracing::debug!(?link, %error, "unsent bytes not limited");
+            }
+        }
         match next_write(&core, link) {
             Write::Control(bytes) => {
                 if stream.write_all(&bytes).await.is_err() {

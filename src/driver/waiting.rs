@@ -62,6 +62,11 @@ impl Waiting {
         self.fail_reads(|read| (read.object == object).then_some(why));
     }
 
+    /// A page of a tree that is no more.
+    pub fn fail_page(&mut self, hash: PageHash) {
+        self.fail_pages(hash, |_| Some(Unavailable::Gone));
+    }
+
     pub fn cancel(&mut self, ticket: Ticket) {
         if let Some(done) = self.take_read(ticket) {
             done(Err(Unavailable::Stopped));

@@ -10,8 +10,6 @@ use crate::settings::NetSettings;
 
 /// Connections that wait to be accepted: hundreds of boards are switched on at once.
 const BACKLOG: i32 = 1024;
-/// Bytes not yet sent that the kernel takes from a link: more would stand before control.
-const UNSENT: libc::c_int = 16 * 1024;
 
 pub struct Sockets {
     pub port: u16,
@@ -118,7 +116,10 @@ pub fn resolve(peers: &[(String, u16)]) -> Vec<SocketAddr> {
 
 /// What every link's connection is set to.
 pub fn tune(stream: &tokio::net::TcpStream) -> Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_notsent_lowat(UNSENT as u32)
+    stream.set_nodelay(true)
+}
+
+/// How many bytes not yet sent the kernel takes from a link.
+pub fn limit_unsent(stream: &tokio::net::TcpStream, bytes: u32) -> Result<()> {
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(bytes)
 }

@@ -22,6 +22,8 @@ const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
 /// How long a peer that sent wrong bytes is avoided.
 const AVOID: u64 = 600_000_000;
+/// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
+const HEAD_PAUSE: u64 = 100_000;
 /// A connection that is not greeted by then is given up.
 const GREETING: u64 = 3_000_000;
 
@@ -57,6 +59,7 @@ pub struct Gossip {
     asks: u32,
     next_ask: Time,
     next_meet: Time,
+    next_head: Time,
     /// Bytes received and sent since the last measurement.
     received: u64,
     sent: u64,
@@ -84,6 +87,7 @@ impl Gossip {
             asks: 0,
             next_ask: now.plus(250_000),
             next_meet: now,
+            next_head: now,
             received: 0,
             sent: 0,
             measured: now,
@@ -301,16 +305,20 @@ impl Node {
             if silent {
                 self.close_link(id);
             } else if quiet {
-                if link.origin {
-                    self.tell_everything(id);
-                } else {
-                    let mut state = self.blank_state(false);
-                    state.front = self.gossip.told_window.first().map_or(0, |run| run.first);
-                    self.send(id, Frame::State(state));
-                    self.told(id);
-                }
+                self.keep_alive(id);
             }
         }
+    }
+
+    /// Says that this node is there and which head it has, if nothing else.
+    fn keep_alive(&mut self, id: LinkId) {
+        if self.is_origin(id) {
+            return self.tell_everything(id);
+        }
+        let mut state = self.blank_state(false);
+        state.front = self.gossip.told_window.first().map_or(0, |run| run.first);
+        self.send(id, Frame::State(state));
+        self.told(id);
     }
 
     pub(super) fn measure(&mut self) {
@@ -516,6 +524,24 @@ impl Node {
             known.next_try = self.now;
         }
         self.learn_peers(welcome.peers);
+    }
+
+    /// Neighbours are told that there is a newer head; who has an older one asks for it.
+    pub(super) fn on_head(&mut self, sequence: u64) {
+        self.me.sequence = sequence;
+        let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.keep_alive(id);
+        }
+    }
+
+    /// A neighbour named a sequence: an origin's newer head is asked for, by a question that proves this node's address.
+    pub(super) fn compare_sequence(&mut self, id: LinkId, sequence: u64) {
+        let Some(link) = self.links.get(&id) else { return };
+        if link.origin && sequence > self.me.sequence && self.now >= self.gossip.next_head {
+            self.gossip.next_head = self.now.plus(HEAD_PAUSE);
+            self.out.push_back(Output::Join { join: JoinAim::Unicast(link.addr) });
+        }
     }
 
     /// What a dropped chunk means to neighbours.

@@ -245,6 +245,7 @@ impl Node {
         link.addr.set_port(hello.port);
         let addr = link.addr;
         self.learn_peer(hello.node, addr, hello.origin);
+        self.compare_sequence(id, hello.sequence);
         self.introduce(id);
         self.tell_everything(id);
         self.refill = true;
@@ -280,6 +281,7 @@ impl Node {
             }
         }
         link.known = true;
+        let sequence = state.sequence;
         link.position = state.position;
         link.rate = state.rate as u64 * 1024;
         link.room = state.room as i32 - link.offers_weight() as i32;
@@ -301,6 +303,7 @@ impl Node {
         for run in mine {
             self.note_taken(id, run);
         }
+        self.compare_sequence(id, sequence);
         if self.me.origin {
             self.resolve(&window);
         }

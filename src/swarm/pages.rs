@@ -119,6 +119,11 @@ impl Node {
             && want.asked.is_some_and(|(asked, _)| asked == id)
         {
             want.tried.insert(id);
+            // An origin has every page that counts: this one is of a tree that is no more.
+            if self.is_origin(id) {
+                self.pages.wanted.remove(&hash);
+                return self.out.push_back(Output::PageGone { hash });
+            }
             self.ask_page(hash);
         }
     }

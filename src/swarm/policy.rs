@@ -112,6 +112,12 @@ impl Policy {
         (bytes * WHOLE as u64).div_ceil(piece).clamp(1, WHOLE as u64) as usize
     }
 
+    /// Bytes that a link's kernel queue may hold unsent: control waits behind them, about a millisecond; on a fast link
+    /// fewer would cost a wake-up for every few blocks.
+    pub fn unsent(&self, rate: u64) -> u32 {
+        if rate < 60_000_000 { 16 * 1024 } else { 512 * 1024 }
+    }
+
     /// How long changes are gathered before neighbours are told: at 5 ms the acknowledgements of their frames would
     /// eat a slow uplink.
     pub fn coalesce(&self, rate: u64) -> u64 {

@@ -567,6 +567,7 @@ impl World {
                     self.hosts[host].forget(segment);
                 }
             }
+            Output::PageGone { hash } => panic!("an origin of a tree that never changes lacks page {hash:?}"),
             Output::DropPage { hash } => {
                 self.hosts[host].pages.remove(&hash);
             }
