@@ -127,9 +127,7 @@ pub enum Failure {
     NotAFile,
     #[error("too many levels of symbolic links")]
     LinkLoop,
-    #[error(
-        "the file was changed or removed at the origin since `swarmfs serve` listed it; restart that, and read again"
-    )]
+    #[error("the file was changed or removed at the origin since it was listed; read it again")]
     Gone,
     #[error("the origin cannot read it; its log says why")]
     Unreadable,
