@@ -44,7 +44,7 @@ Examples:
   swarmfs serve /srv/images           offer a directory under its own name
   swarmfs mount /mnt/images           mount the one tree on the network
   swarmfs mount images:/boards /mnt   mount a directory of a tree by name
-  swarmfs cat images:/rack.img | dd of=/dev/mmcblk0 bs=4M
+  swarmfs cat images:/rack.img | dd of=/dev/mmcblk0 bs=4M iflag=fullblock
   swarmfs status                      what this host's nodes are doing
 
 Exit status: 0 done, 1 wrong usage, 2 the system or network failed. swarmfs(1)

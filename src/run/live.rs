@@ -307,7 +307,7 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
         DiscoverError::WrongKey(offers) => format!(
             "{} offered with another key than the one given with --key; compare with what `swarmfs serve` printed at its \
              origin:{}",
-            tree.map_or("what there is, is".to_owned(), |_| format!("{wanted} is")),
+            tree.map_or("the network's trees are".to_owned(), |_| format!("{wanted} is")),
             lines(offers, true)
         ),
         DiscoverError::TreeMissing { trees } => {
