@@ -127,7 +127,7 @@ pub enum Failure {
     NotAFile,
     #[error("too many levels of symbolic links")]
     LinkLoop,
-    #[error("the file was replaced or removed at the origin while it was read; read it again")]
+    #[error("the file was changed or removed at the origin since it was listed; read it again")]
     Gone,
     #[error("the origin cannot read it; its log says why")]
     Unreadable,

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use thiserror::Error;
@@ -65,6 +66,13 @@ pub enum RunError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Unmount(#[from] UnmountError),
+    /// Datagrams pass and connections do not, most likely.
+    #[error(
+        "found the tree {:?}, but for {} s got nothing from those who have it; do firewalls let TCP ports {first} to \
+         {last} through?",
+        .tree.as_str(), .waited.as_secs()
+    )]
+    Unreached { tree: TreeName, waited: Duration, first: u16, last: u16 },
     #[error("cannot show {:?} of the tree: {reason}", .subdir)]
     Root { subdir: PathBuf, reason: Failure },
     #[error("cannot go into the background: {0}")]
@@ -178,6 +186,10 @@ fn show_status(args: &StatusArgs) -> Result<(), RunError> {
     for node in &nodes {
         match node.status() {
             Ok(status) => statuses.push(status),
+            Err(ClientError::NoNode { reason, .. }) if reason.kind() == io::ErrorKind::PermissionDenied => {
+                say(&format!("{:?} is another user's node; ask as that user, or as root", node.path()));
+                silent = true;
+            }
             // It ended between the two questions.
             Err(ClientError::NoNode { .. } | ClientError::CutShort) => {}
             Err(error) => {
@@ -187,7 +199,11 @@ fn show_status(args: &StatusArgs) -> Result<(), RunError> {
         }
     }
     let mut out = io::stdout().lock();
-    let text = if args.json { show::json(&statuses) } else { show::table(&statuses, &dir) };
+    let text = match args.json {
+        true => show::json(&statuses),
+        false if silent && statuses.is_empty() => String::new(),
+        false => show::table(&statuses, &dir),
+    };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(RunError::Output)?;
     if silent { Err(RunError::Reported) } else { Ok(()) }
 }

@@ -95,11 +95,13 @@ pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) 
                     tried.push(aim);
                 }
             }
-            for (addr, (host, _)) in sockets::resolve(&net.peers).into_iter().zip(&net.peers) {
-                let _ = socket.send_to(&join, addr);
-                let aim = (host.clone(), addr.ip());
-                if !tried.contains(&aim) {
-                    tried.push(aim);
+            for peer in &net.peers {
+                for addr in sockets::resolve(std::slice::from_ref(peer)) {
+                    let _ = socket.send_to(&join, addr);
+                    let aim = (peer.0.clone(), addr.ip());
+                    if !tried.contains(&aim) {
+                        tried.push(aim);
+                    }
                 }
             }
         }

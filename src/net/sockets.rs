@@ -101,7 +101,13 @@ pub fn resolve(peers: &[(String, u16)]) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for (host, port) in peers {
         match (host.as_str(), *port).to_socket_addrs() {
-            Ok(addresses) => found.extend(addresses.filter(SocketAddr::is_ipv4)),
+            Ok(addresses) => {
+                let before = found.len();
+                found.extend(addresses.filter(SocketAddr::is_ipv4));
+                if found.len() == before {
+                    tracing::warn!(host, "peer has no IPv4 address, and swarmfs speaks no IPv6");
+                }
+            }
             Err(error) => tracing::warn!(host, %error, "peer's name not resolved"),
         }
     }

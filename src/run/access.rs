@@ -42,7 +42,9 @@ impl Access {
         }
         let runtime = live::runtime()?;
         let found = live::find(&net, tree)?;
-        let node = Arc::new(live::join(found, &net, &cache)?);
+        let node = live::join(found, &net, &cache)?;
+        runtime.block_on(node.reached(&net))?;
+        let node = Arc::new(node);
         Ok(Access::Own { runtime, node })
     }
 

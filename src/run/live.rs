@@ -28,6 +28,9 @@ use crate::wire::head::TreeName;
 
 /// How long a network is asked for an origin: several times what one takes to answer three lost datagrams.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the root of a tree that was found may take to arrive, also where reads will wait for ever: somebody has just
+/// answered for the tree, so a node that gets nothing is not waiting for an origin's return.
+pub const FIRST_PAGE: Duration = Duration::from_secs(30);
 
 /// A node of this process; it stops when this is dropped.
 pub struct Live {
@@ -90,6 +93,17 @@ impl Live {
 
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Waits until the tree's root is here; what is wrong with it is for whoever asks for a path to say.
+    pub async fn reached(&self, net: &NetSettings) -> Result<(), RunError> {
+        let first = tokio::time::timeout(FIRST_PAGE, self.files.entry(b"", false)).await;
+        first.map(drop).map_err(|_| self.unreached(net))
+    }
+
+    pub fn unreached(&self, net: &NetSettings) -> RunError {
+        let (first, last) = net.ports().into_inner();
+        RunError::Unreached { tree: self.client.head().name.clone(), waited: FIRST_PAGE, first, last }
     }
 
     /// The node is what a mount reads from.
@@ -257,12 +271,24 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
     let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
     match error {
         // Loopback is always asked: a node of this host would have answered.
-        DiscoverError::NoOrigin { tried } if tried.iter().all(|(_, to)| to.is_loopback()) => format!(
-            "nobody offers {wanted}: there is no network to ask, since no interface but loopback is up, has carrier and \
-             broadcasts; name one with --interface, or an origin with --peer"
-        ),
+        DiscoverError::NoOrigin { tried }
+            if net.interfaces.is_empty() && net.peers.is_empty() && tried.iter().all(|(_, to)| to.is_loopback()) =>
+        {
+            format!(
+                "nobody offers {wanted}: there is no network to ask, since no interface but loopback is up, has carrier \
+                 and broadcasts; name one with --interface, or an origin with --peer"
+            )
+        }
         DiscoverError::NoOrigin { tried } => {
-            let asked: Vec<String> = tried.iter().map(|(interface, to)| format!("{to} on {interface}")).collect();
+            // What was asked because it was named is said as it was named.
+            let asked: Vec<String> = tried
+                .iter()
+                .map(|(by, to)| match net.peers.iter().any(|(host, _)| host == by) {
+                    true if *by == to.to_string() => by.clone(),
+                    true => format!("{by} ({to})"),
+                    false => format!("{to} on {by}"),
+                })
+                .collect();
             let (first, last) = net.ports().into_inner();
             format!(
                 "nobody offers {wanted}: asked {} for {} s without an answer; is `swarmfs serve` running, and do \
@@ -279,8 +305,9 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
             lines(offers, true)
         ),
         DiscoverError::WrongKey(offers) => format!(
-            "{wanted} is offered with another key than the one given with --key; compare with what `swarmfs serve` \
-             printed at its origin:{}",
+            "{} offered with another key than the one given with --key; compare with what `swarmfs serve` printed at its \
+             origin:{}",
+            tree.map_or("what there is, is".to_owned(), |_| format!("{wanted} is")),
             lines(offers, true)
         ),
         DiscoverError::TreeMissing { trees } => {
@@ -328,6 +355,14 @@ mod tests {
         assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
         let text = message(&DiscoverError::NoOrigin { tried: Vec::new() });
         assert!(text.contains("no network to ask") && text.contains("--interface"), "{text}");
+        let [loopback, far] = [[127, 255, 255, 255], [10, 9, 0, 1]].map(IpAddr::from);
+        let tried = vec![("lo".to_owned(), loopback), ("far.example".to_owned(), far)];
+        let net = NetSettings { peers: vec![("far.example".to_owned(), 19024)], ..NetSettings::default() };
+        let text = explain(&DiscoverError::NoOrigin { tried }, &net, None);
+        assert!(text.contains("asked 127.255.255.255 on lo, far.example (10.9.0.1) for 5 s"), "{text}");
+        let net = NetSettings { interfaces: vec!["lo".to_owned()], ..NetSettings::default() };
+        let text = explain(&DiscoverError::NoOrigin { tried: vec![("lo".to_owned(), loopback)] }, &net, None);
+        assert!(text.contains("asked 127.255.255.255 on lo for 5 s"), "{text}");
     }
 
     #[test]

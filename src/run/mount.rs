@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -21,9 +20,6 @@ use crate::driver::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{self, MountError, Mounted, Outcome, Readiness, Role, daemonize};
 use crate::settings::{CacheSettings, MountSettings, NetSettings, Patience};
-
-/// How long the root of a tree that was found may take to arrive, also where reads will wait for ever.
-const FIRST_PAGE: Duration = Duration::from_secs(30);
 
 /// Runs the command and gives its exit status.
 pub fn mount(args: MountArgs) -> u8 {
@@ -57,7 +53,7 @@ fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> 
     let found = live::find(net, settings.tree.as_ref())?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
-    let fs = runtime.block_on(filesystem(node.client().clone(), settings))?;
+    let fs = runtime.block_on(filesystem(&node, settings, net))?;
     // Until here a signal just ends the process; from here there is a mount to take away first.
     let signals = {
         let _inside = runtime.enter();
@@ -69,22 +65,19 @@ fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> 
 }
 
 /// The tree, or the directory of it that is to be shown.
-async fn filesystem(client: Client, settings: &MountSettings) -> Result<Arc<Fs<Client>>, RunError> {
+async fn filesystem(node: &Live, settings: &MountSettings, net: &NetSettings) -> Result<Arc<Fs<Client>>, RunError> {
     let root = settings.subdir.as_os_str().as_bytes().to_vec();
     let patience = match settings.patience {
         Patience::Hard => None,
         Patience::Soft(patience) => Some(patience),
     };
     let (tell, answer) = oneshot::channel();
-    Fs::start(client, fs::Settings { root, patience }, move |started| {
+    Fs::start(node.client().clone(), fs::Settings { root, patience }, move |started| {
         // Nobody waits any more only where the command has ended.
         let _ = tell.send(started);
     });
-    // Somebody has just answered for the tree: if its first page does not come, a mount would only hang.
-    let started = match tokio::time::timeout(FIRST_PAGE, answer).await {
-        Ok(started) => started.unwrap_or(Err(fs::Error::Ended)),
-        Err(_) => Err(fs::Error::TimedOut),
-    };
+    let answer = tokio::time::timeout(live::FIRST_PAGE, answer).await.map_err(|_| node.unreached(net))?;
+    let started = answer.unwrap_or(Err(fs::Error::Ended));
     started.map_err(|reason| RunError::Root { subdir: Path::new("/").join(&settings.subdir), reason: reason.into() })
 }
 
