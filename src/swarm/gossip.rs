@@ -68,13 +68,11 @@ impl Told {
         self.window.first().map_or(0, |run| run.first)
     }
 
-    /// Puts all that changed into `state`; from then on they know it. False if it cannot be said as a change: the reader
-    /// went elsewhere, or there is too much.
+    /// Puts all that changed into `state`; from then on they know it. False if that is too much for one frame.
     fn tell(&mut self, window: &[Run], state: &mut State) -> bool {
         let changed = std::mem::take(&mut self.changed);
         let before = std::mem::replace(&mut self.window, window.to_vec());
-        let Some((dropped, front, added)) = slide(&before, window) else { return false };
-        (state.dropped, state.front, state.added) = (dropped, front, added);
+        (state.dropped, state.front, state.added) = slide(&before, window);
         state.taken = changed.iter().flat_map(|(chunk, (taken, _))| runs(*chunk, taken)).collect();
         state.lost = changed.iter().flat_map(|(chunk, (_, lost))| runs(*chunk, lost)).collect();
         state.taken.len() + state.lost.len() <= MAX_RUNS
@@ -614,41 +612,39 @@ impl Node {
     }
 }
 
-/// How a window became another by moving on: entries dropped in front, the front entry's first block, entries added.
-/// None if it did not just move on.
-fn slide(before: &[Run], after: &[Run]) -> Option<(u16, u32, Vec<Run>)> {
-    let Some(front) = after.first() else {
-        return Some((u16::try_from(before.len()).ok()?, 0, Vec::new()));
-    };
-    if before.is_empty() {
-        return Some((0, front.first, after.to_vec()));
-    }
+/// How a window became another: entries dropped in front, the front entry's first block, entries added.
+fn slide(before: &[Run], after: &[Run]) -> (u16, u32, Vec<Run>) {
+    let front = after.first().map_or(0, |run| run.first);
+    let (dropped, added) = moved_on(before, after).unwrap_or((before.len(), after.to_vec()));
+    (u16::try_from(dropped).expect("windows have at most 256 entries"), front, added)
+}
+
+/// Entries dropped and added if the window just moved on; then all others need not be said again.
+fn moved_on(before: &[Run], after: &[Run]) -> Option<(usize, Vec<Run>)> {
+    let front = after.first()?;
     let same = |old: &Run| old.object == front.object && old.first <= front.first && front.first < old.end();
     let dropped = before.iter().position(same)?;
     let kept = &before[dropped..];
+    if after.len() < kept.len() {
+        return None;
+    }
     let mut added = Vec::new();
     for (index, run) in after.iter().enumerate() {
-        match kept.get(index) {
-            Some(old) if index + 1 < kept.len() => {
-                let first = if index == 0 { front.first } else { old.first };
-                if run.object != old.object || run.first != first || run.end() != old.end() {
-                    return None;
-                }
-            }
-            // The last entry known may have grown.
-            Some(old) => {
-                let first = if index == 0 { front.first } else { old.first };
-                if run.object != old.object || run.first != first || run.end() < old.end() {
-                    return None;
-                }
-                if run.end() > old.end() {
-                    added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
-                }
-            }
-            None => added.push(*run),
+        let Some(old) = kept.get(index) else {
+            added.push(*run);
+            continue;
+        };
+        let first = if index == 0 { front.first } else { old.first };
+        // Only the last entry known may have grown.
+        let grown = index + 1 == kept.len() && run.end() > old.end();
+        if run.object != old.object || run.first != first || (run.end() != old.end() && !grown) {
+            return None;
+        }
+        if grown {
+            added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
         }
     }
-    (after.len() >= kept.len()).then_some((u16::try_from(dropped).ok()?, front.first, added))
+    Some((dropped, added))
 }
 
 #[cfg(test)]
@@ -663,18 +659,23 @@ mod tests {
     #[test]
     fn a_window_that_moves_on_is_told_by_its_ends() {
         let before = [run(1, 0, 100), run(2, 0, 50)];
-        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), Some((0, 10, vec![run(2, 50, 60)])));
-        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), Some((1, 5, vec![run(3, 0, 9)])));
-        assert_eq!(slide(&before, &[]), Some((2, 0, vec![])));
-        assert_eq!(slide(&[], &before), Some((0, 0, before.to_vec())));
+        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), (0, 10, vec![run(2, 50, 60)]));
+        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), (1, 5, vec![run(3, 0, 9)]));
+        assert_eq!(slide(&before, &[]), (2, 0, vec![]));
+        assert_eq!(slide(&[], &before), (0, 0, before.to_vec()));
+        assert_eq!(slide(&before, &before), (0, 0, vec![]));
     }
 
     #[test]
-    fn a_window_that_jumps_is_not() {
+    fn a_window_that_jumps_is_told_anew() {
         let before = [run(1, 10, 100), run(2, 0, 50)];
-        assert_eq!(slide(&before, &[run(1, 0, 100), run(2, 0, 50)]), None, "backwards");
-        assert_eq!(slide(&before, &[run(1, 20, 90)]), None, "shorter");
-        assert_eq!(slide(&before, &[run(3, 0, 1)]), None, "elsewhere");
-        assert_eq!(slide(&before, &[run(1, 20, 100), run(3, 0, 50)]), None, "another end");
+        for (after, why) in [
+            (vec![run(1, 0, 100), run(2, 0, 50)], "backwards"),
+            (vec![run(1, 20, 90)], "shorter"),
+            (vec![run(3, 0, 1)], "elsewhere"),
+            (vec![run(1, 20, 100), run(3, 0, 50)], "another end"),
+        ] {
+            assert_eq!(slide(&before, &after), (2, after[0].first, after), "{why}");
+        }
     }
 }
