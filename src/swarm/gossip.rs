@@ -22,6 +22,10 @@ const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
 /// How long a peer that sent wrong bytes is avoided.
 const AVOID: u64 = 600_000_000;
+/// Chunks of which everything is told in each report, and how often it is told of more: a cache full of small files has
+/// thousands.
+const SHORT_REPORT: usize = 64;
+const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
 /// A connection that is not greeted by then is given up.
@@ -38,16 +42,53 @@ struct Known {
     avoid_until: Time,
 }
 
+/// What one kind of links was told.
+#[derive(Default)]
+struct Told {
+    window: Vec<Run>,
+    /// Taken and lost blocks that they do not know of yet.
+    changed: BTreeMap<ChunkId, (Bits, Bits)>,
+}
+
+impl Told {
+    fn note_taken(&mut self, chunk: ChunkId, bits: Bits) {
+        let (taken, lost) = self.changed.entry(chunk).or_default();
+        *taken = taken.or(&bits);
+        *lost = lost.minus(&bits);
+    }
+
+    fn note_lost(&mut self, chunk: ChunkId, bits: Bits) {
+        let (taken, lost) = self.changed.entry(chunk).or_default();
+        *lost = lost.or(&bits);
+        *taken = taken.minus(&bits);
+    }
+
+    /// The first block now wanted, as they know it.
+    fn front(&self) -> u32 {
+        self.window.first().map_or(0, |run| run.first)
+    }
+
+    /// Puts all that changed into `state`; from then on they know it. False if that is too much for one frame.
+    fn tell(&mut self, window: &[Run], state: &mut State) -> bool {
+        let changed = std::mem::take(&mut self.changed);
+        let before = std::mem::replace(&mut self.window, window.to_vec());
+        (state.dropped, state.front, state.added) = slide(&before, window);
+        state.taken = changed.iter().flat_map(|(chunk, (taken, _))| runs(*chunk, taken)).collect();
+        state.lost = changed.iter().flat_map(|(chunk, (_, lost))| runs(*chunk, lost)).collect();
+        state.taken.len() + state.lost.len() <= MAX_RUNS
+    }
+}
+
 pub struct Gossip {
     pub last_tick: Time,
     began: Time,
     known: BTreeMap<NodeId, Known>,
-    /// What changed since neighbours were last told: taken and lost blocks.
-    changed: BTreeMap<ChunkId, (Bits, Bits)>,
-    /// The window as neighbours know it, as origins know it, and how many blocks of that were missing then.
-    told_window: Vec<Run>,
-    reported: Vec<Run>,
+    /// What neighbours were told last and what changed since; the same of origins, which are told less often.
+    neighbours: Told,
+    origins: Told,
+    /// Blocks of the window that were missing when origins were told of it, and when they were last told everything.
     reported_blocks: u32,
+    last_full: Time,
     dirty: bool,
     /// Origins were not told of the last change yet: they are told less often.
     report_owed: bool,
@@ -74,10 +115,10 @@ impl Gossip {
             last_tick: now,
             began: now,
             known: BTreeMap::new(),
-            changed: BTreeMap::new(),
-            told_window: Vec::new(),
-            reported: Vec::new(),
+            neighbours: Told::default(),
+            origins: Told::default(),
             reported_blocks: 0,
+            last_full: now,
             dirty: false,
             report_owed: false,
             last_publish: now,
@@ -134,16 +175,14 @@ impl Gossip {
     }
 
     pub fn note_taken(&mut self, chunk: ChunkId, bits: Bits) {
-        let (taken, lost) = self.changed.entry(chunk).or_default();
-        *taken = taken.or(&bits);
-        *lost = lost.minus(&bits);
+        self.neighbours.note_taken(chunk, bits);
+        self.origins.note_taken(chunk, bits);
         self.dirty = true;
     }
 
     pub fn note_lost(&mut self, chunk: ChunkId, bits: Bits) {
-        let (taken, lost) = self.changed.entry(chunk).or_default();
-        *lost = lost.or(&bits);
-        *taken = taken.minus(&bits);
+        self.neighbours.note_lost(chunk, bits);
+        self.origins.note_lost(chunk, bits);
         self.dirty = true;
     }
 }
@@ -173,7 +212,7 @@ impl Node {
     }
 
     /// All that a new neighbour must know, in as many frames as it takes.
-    pub(super) fn tell_everything(&mut self, id: LinkId) {
+    fn tell_everything(&mut self, id: LinkId) {
         let mut held: Vec<Run> = Vec::new();
         if !self.me.origin {
             let mut chunks: Vec<(ChunkId, Bits)> =
@@ -182,28 +221,19 @@ impl Node {
             held.extend(chunks.iter().flat_map(|(chunk, bits)| runs(*chunk, bits)));
         }
         let mut state = self.blank_state(true);
-        // An origin's report carries the window of this moment; other links follow the one last told to all.
-        if self.is_origin(id) {
-            self.gossip.reported = self.requests.window().to_vec();
-            self.gossip.reported_blocks = self.missing_in(self.requests.window());
-            state.added = self.gossip.reported.clone();
-        } else {
-            state.added = self.gossip.told_window.clone();
-        }
-        state.front = state.added.first().map_or(0, |run| run.first);
+        let told = if self.is_origin(id) { &self.gossip.origins } else { &self.gossip.neighbours };
+        (state.added, state.front) = (told.window.clone(), told.front());
+        let front = state.front;
         let mut parts = held.chunks(MAX_RUNS);
         state.taken = parts.next().unwrap_or_default().to_vec();
         self.send(id, Frame::State(state));
         for part in parts {
             let mut more = self.blank_state(false);
-            more.front = self.gossip.told_window.first().map_or(0, |run| run.first);
+            more.front = front;
             more.taken = part.to_vec();
             self.send(id, Frame::State(more));
         }
-        if let Some(link) = self.links.get_mut(&id) {
-            link.told = true;
-            link.last_told = self.now;
-        }
+        self.told(id);
     }
 
     pub(super) fn publish_if_due(&mut self) {
@@ -213,34 +243,27 @@ impl Node {
         self.gossip.dirty = false;
         self.gossip.last_publish = self.now;
         self.gossip.coalesce = self.policy.coalesce(self.gossip.receive_rate);
-        let changed = std::mem::take(&mut self.gossip.changed);
-        let window = self.requests.window().to_vec();
-        let before = std::mem::replace(&mut self.gossip.told_window, window.clone());
-        let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
         if self.me.origin {
             // An origin has everything: nobody needs to be told block by block.
+            (self.gossip.neighbours, self.gossip.origins) = (Told::default(), Told::default());
             return;
         }
-        let Some((dropped, front, added)) = slide(&before, &window) else {
-            // The reader went elsewhere.
-            return ids.into_iter().for_each(|id| self.tell_everything(id));
-        };
         let mut state = self.blank_state(false);
-        (state.dropped, state.front, state.added) = (dropped, front, added);
-        state.taken = changed.iter().flat_map(|(chunk, (taken, _))| runs(*chunk, taken)).collect();
-        state.lost = changed.iter().flat_map(|(chunk, (_, lost))| runs(*chunk, lost)).collect();
-        let long = state.taken.len() + state.lost.len() > MAX_RUNS;
-        for id in ids {
-            let link = &self.links[&id];
-            if link.origin {
-                self.report(id, before.is_empty() != window.is_empty());
-            } else if long {
-                self.tell_everything(id);
-            } else {
+        let said = self.gossip.neighbours.tell(self.requests.window(), &mut state);
+        for id in self.told_links(false) {
+            if said {
                 self.send(id, Frame::State(state.clone()));
                 self.told(id);
+            } else {
+                self.tell_everything(id);
             }
         }
+        self.report();
+    }
+
+    /// The links that know everything up to some change: those to origins, or the others.
+    fn told_links(&self, origins: bool) -> Vec<LinkId> {
+        self.links.iter().filter(|(_, link)| link.told && link.origin == origins).map(|(id, _)| *id).collect()
     }
 
     fn told(&mut self, id: LinkId) {
@@ -249,17 +272,54 @@ impl Node {
         }
     }
 
-    /// An origin is told everything, but not often, unless this node begins or ends to want something.
-    fn report(&mut self, id: LinkId, urgent: bool) {
-        let Some(link) = self.links.get(&id) else { return };
+    /// Origins are told less often, unless this node begins or ends to want something, but everything, where that is not
+    /// much: they note what they offered before it is accepted, and must not be wrong about it for long. (With changes
+    /// alone 32 readers of 16 MiB took 1.20 instead of 1.14 x ideal.)
+    fn report(&mut self) {
+        let ids = self.told_links(true);
+        let Some(last) = ids.iter().map(|id| self.links[id].last_told).min() else { return };
+        let known = &self.gossip.origins.window;
+        let urgent = known.is_empty() != self.requests.window().is_empty();
         // A reader so fast that it runs through its window between two reports makes them more often: an origin offers
         // nothing beyond the window that it knows.
-        let left = self.missing_in(&self.gossip.reported);
+        let left = self.missing_in(known);
         let ends = left < self.gossip.reported_blocks / 2 && left < self.missing_in(self.requests.window());
-        if urgent || ends || self.now.since(link.last_told) >= self.policy.report {
-            self.tell_everything(id);
-        } else {
+        if !urgent && !ends && self.now.since(last) < self.policy.report {
             self.gossip.report_owed = true;
+            return;
+        }
+        self.report_now(false);
+    }
+
+    fn report_now(&mut self, full: bool) {
+        self.gossip.reported_blocks = self.missing_in(self.requests.window());
+        let mut state = self.blank_state(false);
+        let said = self.gossip.origins.tell(self.requests.window(), &mut state);
+        let short = self.store.chunks() <= SHORT_REPORT;
+        let full = full || !said || short || self.now.since(self.gossip.last_full) >= FULL_REPORT;
+        if full {
+            self.gossip.last_full = self.now;
+        }
+        for id in self.told_links(true) {
+            if full {
+                self.tell_everything(id);
+            } else {
+                self.send(id, Frame::State(state.clone()));
+                self.told(id);
+            }
+        }
+    }
+
+    /// Tells a neighbour that was just greeted what it must know.
+    pub(super) fn begin_telling(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.told = true;
+        }
+        if self.is_origin(id) {
+            // The window of this moment, which the others then know, too.
+            self.report_now(true);
+        } else {
+            self.tell_everything(id);
         }
     }
 
@@ -272,8 +332,7 @@ impl Node {
     /// Reports what origins were not told when it happened.
     pub(super) fn report_if_owed(&mut self) {
         if std::mem::take(&mut self.gossip.report_owed) {
-            let ids: Vec<LinkId> = self.links.iter().filter(|(_, l)| l.told && l.origin).map(|(id, _)| *id).collect();
-            ids.into_iter().for_each(|id| self.report(id, false));
+            self.report();
         }
     }
 
@@ -312,11 +371,8 @@ impl Node {
 
     /// Says that this node is there and which head it has, if nothing else.
     fn keep_alive(&mut self, id: LinkId) {
-        if self.is_origin(id) {
-            return self.tell_everything(id);
-        }
         let mut state = self.blank_state(false);
-        state.front = self.gossip.told_window.first().map_or(0, |run| run.first);
+        state.front = if self.is_origin(id) { self.gossip.origins.front() } else { self.gossip.neighbours.front() };
         self.send(id, Frame::State(state));
         self.told(id);
     }
@@ -556,41 +612,39 @@ impl Node {
     }
 }
 
-/// How a window became another by moving on: entries dropped in front, the front entry's first block, entries added.
-/// None if it did not just move on.
-fn slide(before: &[Run], after: &[Run]) -> Option<(u16, u32, Vec<Run>)> {
-    let Some(front) = after.first() else {
-        return Some((u16::try_from(before.len()).ok()?, 0, Vec::new()));
-    };
-    if before.is_empty() {
-        return Some((0, front.first, after.to_vec()));
-    }
+/// How a window became another: entries dropped in front, the front entry's first block, entries added.
+fn slide(before: &[Run], after: &[Run]) -> (u16, u32, Vec<Run>) {
+    let front = after.first().map_or(0, |run| run.first);
+    let (dropped, added) = moved_on(before, after).unwrap_or((before.len(), after.to_vec()));
+    (u16::try_from(dropped).expect("windows have at most 256 entries"), front, added)
+}
+
+/// Entries dropped and added if the window just moved on; then all others need not be said again.
+fn moved_on(before: &[Run], after: &[Run]) -> Option<(usize, Vec<Run>)> {
+    let front = after.first()?;
     let same = |old: &Run| old.object == front.object && old.first <= front.first && front.first < old.end();
     let dropped = before.iter().position(same)?;
     let kept = &before[dropped..];
+    if after.len() < kept.len() {
+        return None;
+    }
     let mut added = Vec::new();
     for (index, run) in after.iter().enumerate() {
-        match kept.get(index) {
-            Some(old) if index + 1 < kept.len() => {
-                let first = if index == 0 { front.first } else { old.first };
-                if run.object != old.object || run.first != first || run.end() != old.end() {
-                    return None;
-                }
-            }
-            // The last entry known may have grown.
-            Some(old) => {
-                let first = if index == 0 { front.first } else { old.first };
-                if run.object != old.object || run.first != first || run.end() < old.end() {
-                    return None;
-                }
-                if run.end() > old.end() {
-                    added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
-                }
-            }
-            None => added.push(*run),
+        let Some(old) = kept.get(index) else {
+            added.push(*run);
+            continue;
+        };
+        let first = if index == 0 { front.first } else { old.first };
+        // Only the last entry known may have grown.
+        let grown = index + 1 == kept.len() && run.end() > old.end();
+        if run.object != old.object || run.first != first || (run.end() != old.end() && !grown) {
+            return None;
+        }
+        if grown {
+            added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
         }
     }
-    (after.len() >= kept.len()).then_some((u16::try_from(dropped).ok()?, front.first, added))
+    Some((dropped, added))
 }
 
 #[cfg(test)]
@@ -605,18 +659,23 @@ mod tests {
     #[test]
     fn a_window_that_moves_on_is_told_by_its_ends() {
         let before = [run(1, 0, 100), run(2, 0, 50)];
-        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), Some((0, 10, vec![run(2, 50, 60)])));
-        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), Some((1, 5, vec![run(3, 0, 9)])));
-        assert_eq!(slide(&before, &[]), Some((2, 0, vec![])));
-        assert_eq!(slide(&[], &before), Some((0, 0, before.to_vec())));
+        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), (0, 10, vec![run(2, 50, 60)]));
+        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), (1, 5, vec![run(3, 0, 9)]));
+        assert_eq!(slide(&before, &[]), (2, 0, vec![]));
+        assert_eq!(slide(&[], &before), (0, 0, before.to_vec()));
+        assert_eq!(slide(&before, &before), (0, 0, vec![]));
     }
 
     #[test]
-    fn a_window_that_jumps_is_not() {
+    fn a_window_that_jumps_is_told_anew() {
         let before = [run(1, 10, 100), run(2, 0, 50)];
-        assert_eq!(slide(&before, &[run(1, 0, 100), run(2, 0, 50)]), None, "backwards");
-        assert_eq!(slide(&before, &[run(1, 20, 90)]), None, "shorter");
-        assert_eq!(slide(&before, &[run(3, 0, 1)]), None, "elsewhere");
-        assert_eq!(slide(&before, &[run(1, 20, 100), run(3, 0, 50)]), None, "another end");
+        for (after, why) in [
+            (vec![run(1, 0, 100), run(2, 0, 50)], "backwards"),
+            (vec![run(1, 20, 90)], "shorter"),
+            (vec![run(3, 0, 1)], "elsewhere"),
+            (vec![run(1, 20, 100), run(3, 0, 50)], "another end"),
+        ] {
+            assert_eq!(slide(&before, &after), (2, after[0].first, after), "{why}");
+        }
     }
 }

@@ -247,7 +247,7 @@ impl Node {
         self.learn_peer(hello.node, addr, hello.origin);
         self.compare_sequence(id, hello.sequence);
         self.introduce(id);
-        self.tell_everything(id);
+        self.begin_telling(id);
         self.refill = true;
     }
 
