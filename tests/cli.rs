@@ -262,7 +262,7 @@ fn a_file_that_breaks_off_is_not_a_success() {
     let output = host.run("cat broken");
     assert_eq!(text(&output.stdout), "begins");
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).starts_with("swarmfs: broken: the file was replaced or removed"));
+    assert!(text(&output.stderr).starts_with("swarmfs: broken: the file was changed or removed"));
 }
 
 #[test]
