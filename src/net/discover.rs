@@ -167,11 +167,14 @@ fn choose(
     Ok(Found { head, offers: offers(&trusted), answers: trusted })
 }
 
-/// One line per host, tree and key; origins only, where any answered.
+/// One line per host, tree and key; of what an origin answered for, origins only.
 fn offers(answers: &[(SocketAddr, Welcome)]) -> Vec<Offer> {
-    let any_origin = answers.iter().any(|(_, welcome)| welcome.origin);
+    let has_origin = |other: &TreeHead| {
+        let same = |head: &TreeHead| (&head.name, head.key) == (&other.name, other.key);
+        answers.iter().any(|(_, welcome)| welcome.origin && same(&welcome.head))
+    };
     let mut offers: Vec<Offer> = Vec::new();
-    for (from, welcome) in answers.iter().filter(|(_, welcome)| welcome.origin || !any_origin) {
+    for (from, welcome) in answers.iter().filter(|(_, welcome)| welcome.origin || !has_origin(&welcome.head)) {
         let host = SocketAddr::new(from.ip(), welcome.port);
         let offer = Offer { host, tree: welcome.head.name.clone(), key: welcome.head.key };
         if !offers.contains(&offer) {
@@ -217,6 +220,14 @@ mod tests {
         assert!(matches!(choose(Some(&b), Some(key(2))), Err(DiscoverError::WrongKey(offers)) if offers.len() == 1));
         let c: TreeName = "c".parse().unwrap();
         assert!(matches!(choose(Some(&c), None), Err(DiscoverError::TreeMissing { trees }) if trees.len() == 3));
+        let mut peer = answer(4, "a", 1, 1);
+        peer.1.origin = false;
+        let answers = vec![answer(1, "a", 1, 1), peer.clone()];
+        assert_eq!(super::choose(answers, Some(&a), None, vec![]).unwrap().offers.len(), 1, "the origin speaks for it");
+        // An origin that lost its key, and a mount that still trusts the old one.
+        let answers = vec![answer(3, "a", 2, 1), peer];
+        let both = super::choose(answers, Some(&a), None, vec![]);
+        assert!(matches!(both, Err(DiscoverError::SeveralKeys(offers)) if offers.len() == 2));
         let tried = vec![("eth0".to_owned(), IpAddr::V4(Ipv4Addr::BROADCAST))];
         assert!(
             matches!(super::choose(vec![], None, None, tried), Err(DiscoverError::NoOrigin { tried }) if tried.len() == 1)
