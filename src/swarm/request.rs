@@ -20,6 +20,8 @@ const MAX_DEMANDS: usize = 4096;
 const REFUSED: u64 = 200_000;
 /// A header that was asked for and has not come is asked for elsewhere.
 const HEADER_PATIENCE: u64 = 1_000_000;
+/// A transfer that has begun brings a block within this: 26 kbit/s.
+const CRAWL: u64 = 10_000_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Download {
@@ -30,6 +32,8 @@ struct Download {
     weight: usize,
     began: Time,
     last: Time,
+    /// When it last brought a block that was missing, or else began to bring bytes.
+    advanced: Time,
     started: bool,
     /// How many downloads began before it.
     number: u64,
@@ -250,7 +254,8 @@ impl Node {
         let most = self.policy.downloads
             + self.policy.downloads_extra
             + if from_origin { self.policy.downloads_origin } else { 0 };
-        if self.requests.weight() >= most * WHOLE {
+        let doubted = self.links.get(&id).is_none_or(|link| link.is_doubted(self.now));
+        if doubted || self.requests.weight() >= most * WHOLE {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         let piece = self.policy.piece(self.gossip.rate());
@@ -306,7 +311,8 @@ impl Node {
         let number = self.requests.begun;
         self.requests.begun += 1;
         let weight = self.weight(run);
-        let download = Download { link, transfer, run, weight, began: now, last: now, started: false, number };
+        let download =
+            Download { link, transfer, run, weight, began: now, last: now, advanced: now, started: false, number };
         self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true
@@ -354,7 +360,11 @@ impl Node {
         }
         let index = segment.index % crate::chunk::SEGMENTS_PER_CHUNK;
         let holders = self.links.iter().filter(|(id, link)| {
-            **id != not && link.greeted && !link.origin && link.taken(segment.chunk()).segment(index) != 0
+            **id != not
+                && link.greeted
+                && !link.origin
+                && !link.is_doubted(self.now)
+                && link.taken(segment.chunk()).segment(index) != 0
         });
         let holders: Vec<LinkId> = holders.map(|(id, _)| *id).collect();
         let origin = self.links.iter().find(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
@@ -387,12 +397,16 @@ impl Node {
         self.gossip.count_received(bytes as u64);
         if let Some(link) = self.links.get_mut(&id) {
             link.last_heard = self.now;
+            link.last_data = self.now;
             link.received += bytes as u64;
         }
         let now = self.now;
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
             let answered = download.unanswered();
             download.last = now;
+            if !download.started {
+                download.advanced = now;
+            }
             download.started = true;
             let run = download.run;
             if answered {
@@ -406,12 +420,19 @@ impl Node {
             self.counters.wrong_blocks += 1;
             return self.refuse_peer(id);
         }
+        let fresh = !self.store.has(block);
         if !self.store.fill(block) {
             return;
         }
         self.store.touch(block.chunk());
+        if fresh {
+            self.note_good_block(id);
+            let same = |d: &&mut Download| d.link == id && d.transfer == transfer;
+            if let Some(download) = self.requests.downloads.iter_mut().find(same) {
+                download.advanced = self.now;
+            }
+        }
         self.finish_downloads(|run| run.object == block.object && (run.first..run.end()).contains(&block.index));
-        let _ = transfer;
         self.wake_block(block);
         if self.requests.window.first().is_some_and(|front| front.object == block.object && front.first == block.index)
         {
@@ -446,6 +467,7 @@ impl Node {
             self.requests.refused.insert((id, segment_of(download.run)), self.now);
         }
         self.drop_download(download, false);
+        self.note_aborted(id);
     }
 
     /// Blocks that a download will not bring: free again, and whoever was to get them from here is told.
@@ -488,11 +510,15 @@ impl Node {
             let (since, limit) = if download.started {
                 (download.last, limit)
             } else {
-                // It may queue behind others as long as its link lives, but not for ever.
-                let heard = self.links.get(&download.link).map_or(Time(0), |link| link.last_heard);
-                (download.began.max(heard.min(download.began.plus(3 * limit))), 2 * limit)
+                // It may queue behind others as long as those move, but not for ever. Only an origin that reads its disk
+                // may just talk meanwhile.
+                let moved = |link: &super::Link| if link.origin { link.last_heard } else { link.last_data };
+                let moved = self.links.get(&download.link).map_or(Time(0), moved);
+                (download.began.max(moved.min(download.began.plus(3 * limit))), 2 * limit)
             };
-            if now.since(since) > limit {
+            // Bytes that never make a block are no progress either.
+            let crawls = download.started && now.since(download.advanced) > CRAWL;
+            if crawls || now.since(since) > limit {
                 stalled.push((download.link, download.transfer));
             }
         }
@@ -503,6 +529,7 @@ impl Node {
                 self.requests.refused.insert((link, segment_of(download.run)), now);
                 self.drop_download(download, true);
             }
+            self.break_promise(link);
         }
         let late = self.requests.headers.iter().filter(|(_, (_, since))| now.since(*since) > HEADER_PATIENCE);
         let late: Vec<(SegmentId, LinkId)> = late.map(|(segment, (link, _))| (*segment, *link)).collect();
@@ -559,10 +586,11 @@ impl Node {
         for run in window {
             for missing in self.missing(run) {
                 let block = BlockId { object: missing.object, index: missing.first };
-                let at_neighbour = self
-                    .links
-                    .values()
-                    .any(|link| !link.origin && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK));
+                let at_neighbour = self.links.values().any(|link| {
+                    !link.origin
+                        && !link.is_doubted(self.now)
+                        && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK)
+                });
                 if head {
                     head = false;
                     if at_neighbour {
@@ -625,12 +653,15 @@ impl Node {
         let mut holders: Vec<(usize, LinkId)> = self
             .links
             .iter()
-            .filter(|(id, link)| link.greeted && !link.origin && link.has_taken(chunk, block) && free(**id))
+            .filter(|(id, link)| {
+                link.greeted && !link.origin && !link.is_doubted(self.now) && link.has_taken(chunk, block) && free(**id)
+            })
             .map(|(id, _)| (busy(*id), *id))
             .collect();
         let least = holders.iter().map(|(busy, _)| *busy).min();
         holders.retain(|(busy, _)| Some(*busy) == least);
-        let origin = self.links.iter().find(|(id, link)| link.greeted && link.origin && free(**id)).map(|(id, _)| *id);
+        let origins = self.links.iter().filter(|(id, link)| link.greeted && link.origin && free(**id));
+        let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
         let Some(id) = self.rng.choice(holders).map(|(_, id)| id).or(origin) else { return false };
         let transfer = WANTED | self.requests.next_want;
         if !self.begin_download(id, transfer, run) {
