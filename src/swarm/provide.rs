@@ -64,6 +64,11 @@ impl Provide {
         self.preparing.is_empty()
     }
 
+    /// Whether some of a chunk is being read from disk: then its place in the store must stay.
+    pub fn is_prepared(&self, chunk: ChunkId) -> bool {
+        self.preparing.iter().any(|segment| segment.chunk() == chunk)
+    }
+
     pub fn count(&mut self, chunk: ChunkId, bits: Bits) {
         if bits.is_empty() || (self.copies.len() >= MAX_COPIES && !self.copies.contains_key(&chunk)) {
             return;
@@ -354,6 +359,11 @@ impl Node {
 
     /// Has a segment read, hashed and signed, unless it is here or being read.
     pub(super) fn prepare(&mut self, segment: SegmentId) {
+        self.prepare_for(segment, None);
+    }
+
+    /// The same for one of this node's own demands.
+    pub(super) fn prepare_for(&mut self, segment: SegmentId, demand: Option<usize>) {
         let known = self.store.has_header(segment)
             || self.provide.preparing.contains(&segment)
             || self.provide.failed.contains_key(&segment.object)
@@ -371,6 +381,7 @@ impl Node {
             segment,
             all & !self.store.taken(segment.chunk()).segment(segment.index % SEGMENTS_PER_CHUNK),
             Some(count),
+            demand,
         ) {
             self.provide.later.remove(&segment);
             self.provide.preparing.insert(segment);

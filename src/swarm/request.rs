@@ -59,6 +59,8 @@ pub struct Requests {
     window: Vec<Run>,
     /// Chunks of the windows before that trimming: what must not be dropped.
     kept: Vec<ChunkId>,
+    /// One of them was dropped for a demand: what the window left out as being here may be missing again.
+    window_lost: bool,
     /// Where the window's entries begin on the number line.
     positions: Vec<u64>,
     position: u64,
@@ -279,7 +281,7 @@ impl Node {
         let Some((_, run)) = best else {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NotNeeded });
         };
-        if !self.begin_download(id, offer, run) {
+        if !self.begin_download(id, offer, run, None) {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         if self.requests.orphan.is_some_and(|(head, _)| run.blocks().any(|block| block == head)) {
@@ -290,8 +292,9 @@ impl Node {
         self.refill = true;
     }
 
-    /// Reserves memory for a run inside one segment and expects it. False if there is no room.
-    fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run) -> bool {
+    /// Reserves memory for a run inside one segment, for one of the demands or for a window, and expects it. False if
+    /// there is no room.
+    fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run, demand: Option<usize>) -> bool {
         let segment = segment_of(run);
         let size = self.sizes.get(&run.object).copied().unwrap_or(0);
         let blocks = blocks_of(size);
@@ -301,7 +304,7 @@ impl Node {
         }
         let in_window = self.requests.in_window(segment.chunk()).get((last - 1) % BLOCKS_PER_CHUNK);
         let whole = in_window.then_some(last - segment.first_block());
-        if !self.reserve(segment, segment_bits(run), whole) {
+        if !self.reserve(segment, segment_bits(run), whole, demand) {
             return false;
         }
         if transfer & WANTED == 0 {
@@ -318,20 +321,35 @@ impl Node {
         true
     }
 
-    /// Makes room in the store, dropping what nobody here reads, awaits or is being sent.
-    pub(super) fn reserve(&mut self, segment: SegmentId, bits: u64, whole: Option<u32>) -> bool {
+    /// Makes room in the store, dropping what nobody here reads, awaits or is being sent. For a demand, what is kept only
+    /// for windows and for younger demands goes, too: with more readers than chunks in memory each would keep the chunk
+    /// that it is in, and wait for room for ever. The oldest demand always finds some.
+    pub(super) fn reserve(
+        &mut self,
+        segment: SegmentId,
+        bits: u64,
+        whole: Option<u32>,
+        demand: Option<usize>,
+    ) -> bool {
         let mut dropped: Vec<(ChunkId, Chunk)> = Vec::new();
-        let (requests, links) = (&self.requests, &self.links);
-        let may_go = |chunk: &ChunkId| {
-            let uploaded = |run: &Run| by_chunk(*run).any(|(other, _)| other == *chunk);
-            requests.kept.binary_search(chunk).is_err()
-                && !requests.is_transferred(*chunk)
-                && !requests.demands.iter().any(|demand| uploaded(&demand.run))
-                && !links.values().any(|link| link.uploads.iter().any(|upload| uploaded(&upload.run)))
+        let (requests, links, provide) = (&self.requests, &self.links, &self.provide);
+        let touches = |chunk: &ChunkId, run: &Run| by_chunk(*run).any(|(other, _)| other == *chunk);
+        let is_free = |chunk: &ChunkId, demands: &[Demand]| {
+            !requests.is_transferred(*chunk)
+                && !provide.is_prepared(*chunk)
+                && !demands.iter().any(|demand| touches(chunk, &demand.run))
+                && !links.values().any(|link| link.uploads.iter().any(|upload| touches(chunk, &upload.run)))
         };
-        let reserved = self.store.reserve(segment, bits, whole, may_go, &mut dropped);
+        let unkept =
+            |chunk: &ChunkId| requests.kept.binary_search(chunk).is_err() && is_free(chunk, &requests.demands);
+        let mut reserved = self.store.reserve(segment, bits, whole, unkept, &mut dropped);
+        if let (false, Some(demand)) = (reserved, demand) {
+            let older = &requests.demands[..requests.demands.len().min(demand + 1)];
+            reserved = self.store.reserve(segment, bits, whole, |chunk| is_free(chunk, older), &mut dropped);
+        }
         for (chunk, held) in dropped {
             self.requests.headers.retain(|segment, _| segment.chunk() != chunk);
+            self.requests.window_lost |= self.requests.kept.binary_search(&chunk).is_ok();
             self.tell_lost(chunk, held.taken);
             self.out.push_back(Output::Drop { chunk });
         }
@@ -549,7 +567,7 @@ impl Node {
             return self.prepare_demands();
         }
         let mut room = self.policy.pulls.saturating_sub(self.pulls_under_way());
-        for demand in self.requests.demands.clone() {
+        for (index, demand) in self.requests.demands.clone().into_iter().enumerate() {
             for run in self.missing(demand.run) {
                 if room == 0 {
                     return;
@@ -565,10 +583,13 @@ impl Node {
                 if offered && waited < patience {
                     continue;
                 }
-                if self.want(run, starving) {
+                if self.want(run, starving, Some(index)) {
                     room -= 1;
                 }
             }
+        }
+        if std::mem::take(&mut self.requests.window_lost) {
+            self.rebuild_window();
         }
         self.pull_orphans(room);
     }
@@ -613,7 +634,7 @@ impl Node {
                 if room == 0 {
                     return;
                 }
-                if !at_neighbour && self.want(Run { count: missing.count.min(piece), ..missing }, true) {
+                if !at_neighbour && self.want(Run { count: missing.count.min(piece), ..missing }, true, None) {
                     self.requests.starving = true;
                     room -= 1;
                 }
@@ -645,7 +666,7 @@ impl Node {
     }
 
     /// Asks one neighbour, or else an origin, for a run. False if nobody can be asked now.
-    fn want(&mut self, run: Run, starving: bool) -> bool {
+    fn want(&mut self, run: Run, starving: bool, demand: Option<usize>) -> bool {
         let segment = segment_of(run);
         let (chunk, block) = (segment.chunk(), run.first % BLOCKS_PER_CHUNK);
         let busy = |id: LinkId| self.requests.downloads.iter().filter(|d| d.link == id).count();
@@ -664,7 +685,7 @@ impl Node {
         let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
         let Some(id) = self.rng.choice(holders).map(|(_, id)| id).or(origin) else { return false };
         let transfer = WANTED | self.requests.next_want;
-        if !self.begin_download(id, transfer, run) {
+        if !self.begin_download(id, transfer, run, demand) {
             return false;
         }
         self.requests.next_want = (self.requests.next_want + 1) & !WANTED;
@@ -696,15 +717,15 @@ impl Node {
     // ---- an origin's own readers
 
     fn prepare_demands(&mut self) {
-        let mut segments: Vec<SegmentId> = Vec::new();
-        for demand in &self.requests.demands {
+        let mut segments: Vec<(SegmentId, usize)> = Vec::new();
+        for (index, demand) in self.requests.demands.iter().enumerate() {
             for run in self.missing(demand.run) {
-                segments.push(segment_of(run));
+                segments.push((segment_of(run), index));
             }
         }
-        segments.dedup();
-        for segment in segments {
-            self.prepare(segment);
+        segments.dedup_by_key(|(segment, _)| *segment);
+        for (segment, demand) in segments {
+            self.prepare_for(segment, Some(demand));
         }
     }
 
