@@ -6,7 +6,8 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `gossip` what nodes tell each other and how they meet, `pages` the catalogue's way through the swarm.
+//! `gossip` what nodes tell each other and how they meet, `trust` whom they go on dealing with, `pages` the catalogue's
+//! way through the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ mod pages;
 mod policy;
 mod provide;
 mod request;
+mod trust;
 
 pub use policy::Policy;
 
@@ -31,6 +33,7 @@ use keep::Store;
 use link::Link;
 use pages::PageDesk;
 use request::Requests;
+use trust::Trust;
 
 /// Microseconds since some start that the driver chose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -113,6 +116,14 @@ pub enum Input {
     },
     /// What a peer sent as a page was not asked for or not what its name says.
     BadPage {
+        link: LinkId,
+    },
+    /// What a peer sent was no frame.
+    BadFrame {
+        link: LinkId,
+    },
+    /// A peer takes nothing of what it is sent.
+    Unread {
         link: LinkId,
     },
     /// A page was checked and kept.
@@ -280,6 +291,7 @@ pub struct Node {
     gossip: gossip::Gossip,
     provide: provide::Provide,
     pages: PageDesk,
+    trust: Trust,
     counters: Counters,
     /// Something changed that may let an offer be made.
     refill: bool,
@@ -303,6 +315,7 @@ impl Node {
             gossip: gossip::Gossip::new(now),
             provide: provide::Provide::default(),
             pages: PageDesk::new(policy.page_budget),
+            trust: Trust::default(),
             counters: Counters::default(),
             refill: false,
             ready: BTreeSet::new(),
@@ -315,7 +328,8 @@ impl Node {
     /// A connection came in; none if there is no room for another.
     pub fn accept(&mut self, from: SocketAddr, now: Time) -> Option<LinkId> {
         self.now = now.max(self.now);
-        if self.links.len() >= self.policy.most_links(self.gossip.rate(), self.me.origin) {
+        let full = self.links.len() >= self.policy.most_links(self.gossip.rate(), self.me.origin);
+        if full && !self.close_a_silent_stranger() {
             return None;
         }
         let link = self.new_link(from, false);
@@ -338,7 +352,8 @@ impl Node {
                 self.counters.wrong_headers += 1;
                 self.refuse_peer(link);
             }
-            Input::BadPage { link } => self.refuse_peer(link),
+            Input::BadPage { link } | Input::BadFrame { link } => self.refuse_peer(link),
+            Input::Unread { link } => self.on_unread(link),
             Input::Page { hash, len } => self.on_page(hash, len),
             Input::Window { reader, window } => self.on_window(reader, window),
             Input::Demand { wanted } => self.on_demand(wanted),
@@ -426,6 +441,15 @@ impl Node {
         self.links.get(&link).is_some_and(|link| link.origin)
     }
 
+    /// Whether the node still deals with a link.
+    pub fn has_link(&self, link: LinkId) -> bool {
+        self.links.contains_key(&link)
+    }
+
+    pub fn is_greeted(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(|link| link.greeted)
+    }
+
     pub fn has_block(&self, block: BlockId) -> bool {
         self.store.has(block)
     }
@@ -434,6 +458,7 @@ impl Node {
         self.gossip.last_tick = self.now;
         self.check_links();
         self.check_transfers();
+        self.check_offers();
         self.measure();
         self.report_if_owed();
         self.meet();

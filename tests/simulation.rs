@@ -298,6 +298,25 @@ fn two_readers_on_each_node_read_two_files() {
     assert!(copies(&world, 2 * size) < 1.05, "{} copies", copies(&world, 2 * size));
 }
 
+/// Every reader keeps the chunk that it is in, and what it read of that: with more readers than chunks in memory all of it
+/// was kept for somebody, nothing could go, and everybody waited for ever.
+#[test]
+fn more_readers_than_the_memory_has_chunks_all_finish() {
+    let (size, rate) = (32 * MIB, mbit(1000));
+    let mut world = World::new(seed(1), Network::default());
+    let files: Vec<usize> = (0..8).map(|_| world.tree.add(size, 0)).collect();
+    world.origin(setup(rate, vec![]));
+    // As fast as the flash cards that they write, so that all are at the same place.
+    let pace = 10_000_000;
+    let readers: Vec<Plan> =
+        files.iter().map(|file| Plan { files: vec![*file], order: Order::Through, rate: pace }).collect();
+    let total = readers.len() as u64 * size;
+    world.reader(Setup { policy: policy(64), ..setup(rate, readers) });
+    world.run(nanos(size as f64 / pace as f64 * 2.0));
+    assert_all_read(&world, size);
+    assert!(copies(&world, total) < 1.5, "{} copies", copies(&world, total));
+}
+
 #[test]
 fn small_caches_beside_large_ones() {
     let (size, rate) = (128 * MIB, mbit(100));

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc};
 
-use super::links::{self, LinkIo};
+use super::links::{self, LinkIo, Owed};
 use super::waiting::Waiting;
 use super::{Command, Neighbour, Read, Shared, Snapshot, Unavailable, page_bytes};
 use crate::catalogue::Page;
@@ -23,6 +23,7 @@ use crate::net::sockets::{self, Sockets};
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
+use crate::wire::codec::Malformed;
 use crate::wire::datagram::{Datagram, Join, MAX_DATAGRAM, Welcome};
 use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
 use crate::wire::head::{PageHash, TreeHead};
@@ -84,6 +85,7 @@ pub struct Statistics {
     pub from_peers: u64,
     pub to_peers: u64,
     pub malformed: u64,
+    pub malformed_frames: u64,
     pub unexpected: u64,
 }
 
@@ -184,21 +186,9 @@ impl Core {
             Output::Close { link } => drop(self.links.remove(&link)),
             Output::Send { link, frame } => self.queue(link, &frame),
             Output::SendHeader { link, segment } => {
-                if let Some(held) = self.shared.cache.segment(segment) {
-                    let mut out = crate::wire::codec::Writer::new();
-                    held.header().encode(&mut out);
-                    self.queue(link, &Frame::Header(out.finish().into()));
-                } else {
-                    self.queue(link, &Frame::NoHeader(segment));
-                }
+                self.owe(link, Owed::Header(segment));
             }
-            Output::SendPage { link, hash } => {
-                let frame = match page_bytes(&self.shared, self.tree.as_deref(), &hash) {
-                    Some(bytes) => Frame::Page(bytes),
-                    None => Frame::NoPage(hash),
-                };
-                self.queue(link, &frame);
-            }
+            Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
                 let head = self.head();
                 let join_text = Join {
@@ -257,9 +247,58 @@ impl Core {
     fn queue(&mut self, link: LinkId, frame: &Frame) {
         let Some(io) = self.links.get_mut(&link) else { return };
         if !io.queue(frame) {
-            tracing::debug!(?link, "peer does not read; closed");
-            self.end_link(link);
+            self.on_unread(link);
         }
+    }
+
+    fn owe(&mut self, link: LinkId, owed: Owed) {
+        let Some(io) = self.links.get_mut(&link) else { return };
+        if !io.owe(owed) {
+            self.on_unread(link);
+        }
+    }
+
+    /// Makes the frame of what is owed, when the link can take it.
+    pub fn pay(&self, owed: Owed) -> Frame {
+        match owed {
+            Owed::Header(segment) => match self.shared.cache.segment(segment) {
+                Some(held) => {
+                    let mut out = crate::wire::codec::Writer::new();
+                    held.header().encode(&mut out);
+                    Frame::Header(out.finish().into())
+                }
+                None => Frame::NoHeader(segment),
+            },
+            Owed::Page(hash) => match page_bytes(&self.shared, self.tree.as_deref(), &hash) {
+                Some(bytes) => Frame::Page(bytes),
+                None => Frame::NoPage(hash),
+            },
+        }
+    }
+
+    /// A peer asks or is told more than it takes.
+    pub fn on_unread(&mut self, link: LinkId) {
+        if self.node.has_link(link) {
+            tracing::warn!(peer = %self.peer(link), "a peer does not read what it is sent; dropped and avoided");
+            self.handle(Input::Unread { link });
+        }
+    }
+
+    /// A peer's bytes are no frames.
+    pub fn on_malformed(&mut self, link: LinkId, error: Malformed) {
+        self.statistics.malformed_frames += 1;
+        if self.node.is_greeted(link) {
+            tracing::warn!(peer = %self.peer(link), %error, "a peer sent a malformed frame; dropped and avoided");
+        } else {
+            // Whatever knocks at a port; it was never a peer.
+            tracing::debug!(from = %self.peer(link), %error, "malformed greeting; closed");
+        }
+        self.handle(Input::BadFrame { link });
+    }
+
+    /// The other end of a link, for people.
+    fn peer(&self, link: LinkId) -> String {
+        self.links.get(&link).map_or_else(|| format!("{link:?}"), |io| io.addr.to_string())
     }
 
     /// A connection ended, or must.
@@ -272,6 +311,9 @@ impl Core {
 
     /// Some bytes of a block. They are kept only until the block is whole and checked.
     pub fn on_data(&mut self, link: LinkId, data: crate::wire::frame::DataHeader, bytes: &[u8]) {
+        if !self.node.has_link(link) {
+            return;
+        }
         let origin = self.node.is_origin(link);
         let Some(io) = self.links.get_mut(&link) else { return };
         let Some(whole) = io.take(data, bytes) else {
@@ -304,7 +346,7 @@ impl Core {
             }
         };
         if !good {
-            tracing::warn!(peer = ?self.links.get(&link).map(|io| io.addr), "a peer sent a wrong block; dropped and avoided");
+            tracing::warn!(peer = %self.peer(link), "a peer sent a wrong block; dropped and avoided");
         }
         self.handle(Input::Block { link, transfer, block, good });
         if good {
@@ -316,7 +358,10 @@ impl Core {
     }
 
     pub fn on_frame(&mut self, link: LinkId, frame: Frame) {
+        // The rest of what a peer sent before it was dropped concerns nobody; nor does what is said before a greeting.
         match frame {
+            _ if !self.node.has_link(link) => {}
+            Frame::Header(_) | Frame::Page(_) if !self.node.is_greeted(link) => self.handle(Input::BadFrame { link }),
             Frame::Header(bytes) => self.on_header(link, &bytes),
             Frame::Page(bytes) => self.on_page(link, bytes),
             frame => self.handle(Input::Frame { link, frame }),
@@ -325,14 +370,13 @@ impl Core {
 
     fn on_header(&mut self, link: LinkId, bytes: &[u8]) {
         let Ok(header) = SegmentHeader::open(bytes, &self.head().key) else {
-            tracing::warn!(peer = ?self.links.get(&link).map(|io| io.addr), "a peer sent a wrong segment header; dropped and avoided");
-            return self.handle(Input::BadHeader { link });
+            return self.on_wrong_header(link);
         };
         let id = header.segment();
         // Late ones are no fault: their chunk was dropped, or another neighbour was faster.
         let Some(size) = self.node.expects_header(id) else { return };
         if header.len() != segment_len(size, id.index) {
-            return self.handle(Input::BadHeader { link });
+            return self.on_wrong_header(link);
         }
         let zero = header.zero();
         self.shared.cache.admit(header, self.node.wants_whole(id));
@@ -345,13 +389,19 @@ impl Core {
         }
     }
 
+    fn on_wrong_header(&mut self, link: LinkId) {
+        tracing::warn!(peer = %self.peer(link), "a peer sent a wrong segment header; dropped and avoided");
+        self.handle(Input::BadHeader { link });
+    }
+
     fn on_page(&mut self, link: LinkId, bytes: Bytes) {
         let hash = PageHash::of(&bytes);
+        if !self.node.page_answered(link, &hash) {
+            tracing::warn!(peer = %self.peer(link), "a peer sent a page that was not asked for; dropped and avoided");
+            return self.handle(Input::BadPage { link });
+        }
+        // The second of two answers is no fault.
         if !self.node.wants_page(&hash) {
-            // The second of two answers is no fault; what nobody asked for is.
-            if self.shared.page(&hash).is_none() {
-                self.handle(Input::BadPage { link });
-            }
             return;
         }
         match Page::parse(bytes) {
@@ -524,6 +574,7 @@ impl Core {
                 ("starved", counters.starved),
                 ("joins", counters.joins),
                 ("malformed_datagrams", self.statistics.malformed),
+                ("malformed_frames", self.statistics.malformed_frames),
                 ("unexpected_data", self.statistics.unexpected),
                 ("pages_held", pages as u64),
             ],

@@ -3,7 +3,8 @@
 //! What is written, in this order: the frame begun, all control, one DATA frame of the first transfer that has a block,
 //! and so on. Control so never waits behind more than one frame of data and what the kernel was told to hold at most.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,9 +21,15 @@ use crate::net::sockets;
 use crate::swarm::{Input, LinkId, Transmit};
 use crate::wire::deframe::{Deframer, Piece};
 use crate::wire::frame::{DataHeader, Frame, data_header};
+use crate::wire::head::PageHash;
 
 /// Control that a peer has not read: more is a peer that does not read at all.
-const MOST_CONTROL: usize = 4 << 20;
+const MOST_CONTROL: usize = 1 << 20;
+/// Pages and headers that a peer may wait for: more than a node asks for at once. They are made when they can be sent, so
+/// each costs its name until then.
+const MOST_OWED: usize = 8192;
+/// A peer that takes no byte for so long does not read.
+const UNREAD: Duration = Duration::from_secs(5);
 /// Block buffers kept for reuse on a link.
 const SPARE: usize = 4;
 const CONNECT: Duration = Duration::from_secs(3);
@@ -33,10 +40,18 @@ const READ: usize = 256 * 1024;
 pub struct LinkIo {
     pub addr: SocketAddr,
     control: Vec<u8>,
+    owed: VecDeque<Owed>,
     wake: Rc<Notify>,
     incoming: HashMap<u32, Incoming>,
     spare: Vec<Vec<u8>>,
     tasks: Vec<AbortHandle>,
+}
+
+/// What a peer asked for and gets when its link can take it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owed {
+    Header(SegmentId),
+    Page(PageHash),
 }
 
 /// A transfer that DATA is expected of.
@@ -65,6 +80,15 @@ impl LinkIo {
         frame.encode(&mut self.control);
         self.wake.notify_one();
         self.control.len() <= MOST_CONTROL
+    }
+
+    /// Notes what the peer gets next; false if it has let too much pile up. Asking twice makes no second answer.
+    pub fn owe(&mut self, owed: Owed) -> bool {
+        if !self.owed.contains(&owed) {
+            self.owed.push_back(owed);
+            self.wake.notify_one();
+        }
+        self.owed.len() <= MOST_OWED
     }
 
     pub fn wake(&self) {
@@ -148,6 +172,10 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
             return settle(&core);
         }
     };
+    // The node may have given up waiting at this very moment.
+    if !core.borrow().node.has_link(link) {
+        return;
+    }
     attach(&core, link, stream, addr);
     core.borrow_mut().handle(Input::Connected { link });
     settle(&core);
@@ -185,6 +213,7 @@ fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr) {
     let io = LinkIo {
         addr,
         control: Vec::new(),
+        owed: VecDeque::new(),
         wake,
         incoming: HashMap::new(),
         spare: Vec::new(),
@@ -210,9 +239,8 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
                         Piece::Frame(frame) => core.on_frame(link, frame),
                         Piece::Data(data, bytes) => core.on_data(link, data, bytes),
                     });
-                    if let Err(error) = &taken {
-                        tracing::debug!(?link, %error, "malformed frame; link closed");
-                        core.statistics.malformed += 1;
+                    if let Err(error) = taken {
+                        core.on_malformed(link, error);
                     }
                     taken.is_err()
                 }
@@ -243,7 +271,8 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
         }
         match next_write(&core, link) {
             Write::Control(bytes) => {
-                if stream.write_all(&bytes).await.is_err() {
+                if let Err(stop) = write_all(&mut stream, &bytes, &[]).await {
+                    stop.tell(&core, link);
                     break;
                 }
             }
@@ -258,19 +287,8 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
                     tracing::error!(?transmit, "the node sends what the cache does not hold; link closed");
                     break;
                 };
-                let mut parts = [std::io::IoSlice::new(&header), std::io::IoSlice::new(&slice)];
-                let mut parts = &mut parts[..];
-                let mut failed = false;
-                while !parts.is_empty() {
-                    match stream.write_vectored(parts).await {
-                        Ok(0) | Err(_) => {
-                            failed = true;
-                            break;
-                        }
-                        Ok(written) => std::io::IoSlice::advance_slices(&mut parts, written),
-                    }
-                }
-                if failed {
+                if let Err(stop) = write_all(&mut stream, &header, &slice).await {
+                    stop.tell(&core, link);
                     break;
                 }
                 core.borrow_mut().statistics.to_peers += transmit.len as u64;
@@ -286,6 +304,35 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
     settle(&core);
 }
 
+/// Why no more is written to a link.
+enum Stop {
+    Failed,
+    Unread,
+}
+
+impl Stop {
+    fn tell(self, core: &Handle, link: LinkId) {
+        if let Stop::Unread = self {
+            core.borrow_mut().on_unread(link);
+        }
+    }
+}
+
+/// Writes both parts, as long as the peer takes some of it now and then.
+async fn write_all(stream: &mut OwnedWriteHalf, first: &[u8], second: &[u8]) -> Result<(), Stop> {
+    let mut parts = [IoSlice::new(first), IoSlice::new(second)];
+    let mut parts = &mut parts[..];
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match tokio::time::timeout(UNREAD, stream.write_vectored(parts)).await {
+            Ok(Ok(0) | Err(_)) => return Err(Stop::Failed),
+            Ok(Ok(written)) => IoSlice::advance_slices(&mut parts, written),
+            Err(_) => return Err(Stop::Unread),
+        }
+    }
+    Ok(())
+}
+
 enum Write {
     Control(Vec<u8>),
     Data([u8; 20], Transmit),
@@ -298,6 +345,11 @@ fn next_write(core: &Handle, link: LinkId) -> Write {
     let Some(io) = core.links.get_mut(&link) else { return Write::Ended };
     if !io.control.is_empty() {
         return Write::Control(std::mem::take(&mut io.control));
+    }
+    if let Some(owed) = io.owed.pop_front() {
+        let mut bytes = Vec::new();
+        core.pay(owed).encode(&mut bytes);
+        return Write::Control(bytes);
     }
     match core.node.transmit(link) {
         Some(transmit) => {

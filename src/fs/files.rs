@@ -141,10 +141,15 @@ impl<S: Supply> Fs<S> {
         }
         self.take_up(&file, offset);
         let stream = file.stream();
-        // Whether it is here is asked before the window moves: what is demanded comes before what is ahead.
         match self.supply.read_now(file.object, file.size, offset, len) {
-            Some(slices) => done(Ok(slices)),
+            Some(slices) => {
+                done(Ok(slices));
+                self.read_ahead(&file, &stream, offset, len);
+            }
             None => {
+                // The window goes first: what lies in it the neighbours offer by themselves, and a demand for it need
+                // not ask the origin for a copy too many.
+                self.read_ahead(&file, &stream, offset, len);
                 let range = Range { object: file.object, size: file.size, offset, len };
                 let (parked, answered) = (call.clone(), file.clone());
                 let finish = move |slices: Result<Slices, _>| {
@@ -159,7 +164,6 @@ impl<S: Supply> Fs<S> {
                 call.park(&*self.supply, |deadline| self.supply.read(stream.id, range, deadline, Box::new(finish)));
             }
         }
-        self.read_ahead(&file, &stream, offset, len);
     }
 
     /// Where the next byte that is no hole lies. Which blocks are zero is known only of what is here, so all of a

@@ -12,24 +12,24 @@ use super::policy::WHOLE;
 use super::{JoinAim, LinkId, Node, Output, Time};
 use crate::chunk::{ChunkId, Run};
 use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
-use crate::wire::frame::{Frame, NodeId, State};
+use crate::wire::frame::{Frame, MAX_STATE_RUNS, NodeId, State};
 
 /// Peers remembered; the next one is forgotten at once. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
-/// Runs in one STATE: 2,000 of them, each in a group of its own, stay below the longest frame.
-const MAX_RUNS: usize = 2000;
 const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
-/// How long a peer that sent wrong bytes is avoided.
-const AVOID: u64 = 600_000_000;
 /// Chunks of which everything is told in each report, and how often it is told of more: a cache full of small files has
 /// thousands.
 const SHORT_REPORT: usize = 64;
 const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
+/// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
+const MAX_ORIGINS: usize = 32;
 /// A connection that is not greeted by then is given up.
 const GREETING: u64 = 3_000_000;
+/// A greeting needs no longer than this, even through the queue of a busy switch port.
+const PROMPT: u64 = 250_000;
 
 struct Known {
     addr: SocketAddr,
@@ -39,7 +39,6 @@ struct Known {
     /// When it may be tried, after `tries` in a row that failed.
     next_try: Time,
     tries: u32,
-    avoid_until: Time,
 }
 
 /// What one kind of links was told.
@@ -75,7 +74,7 @@ impl Told {
         (state.dropped, state.front, state.added) = slide(&before, window);
         state.taken = changed.iter().flat_map(|(chunk, (taken, _))| runs(*chunk, taken)).collect();
         state.lost = changed.iter().flat_map(|(chunk, (_, lost))| runs(*chunk, lost)).collect();
-        state.taken.len() + state.lost.len() <= MAX_RUNS
+        state.taken.len() + state.lost.len() <= MAX_STATE_RUNS
     }
 }
 
@@ -224,7 +223,7 @@ impl Node {
         let told = if self.is_origin(id) { &self.gossip.origins } else { &self.gossip.neighbours };
         (state.added, state.front) = (told.window.clone(), told.front());
         let front = state.front;
-        let mut parts = held.chunks(MAX_RUNS);
+        let mut parts = held.chunks(MAX_STATE_RUNS);
         state.taken = parts.next().unwrap_or_default().to_vec();
         self.send(id, Frame::State(state));
         for part in parts {
@@ -377,6 +376,19 @@ impl Node {
         self.told(id);
     }
 
+    /// Makes room for somebody who connects: whoever connected and has said nothing for longer than a greeting takes goes
+    /// first. False if there is no such.
+    pub(super) fn close_a_silent_stranger(&mut self) -> bool {
+        let silent = |link: &super::link::Link| !link.greeted && !link.opened_by_me;
+        let oldest = self.links.iter().filter(|(_, link)| silent(link)).min_by_key(|(_, link)| link.born);
+        let Some((id, link)) = oldest else { return false };
+        let (id, late) = (*id, self.now.since(link.born) > PROMPT);
+        if late {
+            self.close_link(id);
+        }
+        late
+    }
+
     pub(super) fn measure(&mut self) {
         let elapsed = self.now.since(self.gossip.measured);
         if elapsed < 300_000 {
@@ -417,16 +429,22 @@ impl Node {
             .iter()
             .filter(|(node, known)| {
                 let linked = self.links.values().any(|link| link.peer == **node || link.addr == known.addr);
-                !linked && self.now >= known.next_try && self.now >= known.avoid_until
+                !linked && self.now >= known.next_try && !self.is_avoided(**node, known.addr.ip())
             })
             .map(|(node, known)| (*node, known.addr))
             .collect();
         self.rng.shuffle(&mut candidates);
+        let mut dialling = self.links.values().filter(|link| link.opened_by_me && !link.greeted).count();
         for (node, addr) in candidates {
+            // Whoever names a thousand peers that do not exist must not have a thousand connections tried at once.
+            if dialling >= 2 * self.policy.links {
+                break;
+            }
             let known = &self.gossip.known[&node];
             let origin = known.origin || (known.perhaps_origin && !self.has_origin());
             if origin || wanted > 0 {
                 wanted = if origin { wanted } else { wanted - 1 };
+                dialling += 1;
                 self.dial(node, addr);
             }
         }
@@ -459,7 +477,8 @@ impl Node {
     }
 
     fn neighbour_links(&self) -> usize {
-        self.links.values().filter(|link| !link.origin).count()
+        // Somebody who connected and said nothing yet may never do so.
+        self.links.values().filter(|link| !link.origin && (link.greeted || link.opened_by_me)).count()
     }
 
     fn dial(&mut self, node: NodeId, addr: SocketAddr) {
@@ -481,6 +500,9 @@ impl Node {
         if node == self.me.node || addr.port() == 0 {
             return;
         }
+        if origin && !self.gossip.known.get(&node).is_some_and(|known| known.origin) {
+            self.forget_an_origin();
+        }
         let known = self.gossip.known.len();
         let entry = self.gossip.known.entry(node);
         match entry {
@@ -491,14 +513,7 @@ impl Node {
                 entry.tries = 0;
             }
             std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
-                entry.insert(Known {
-                    addr,
-                    origin,
-                    perhaps_origin: false,
-                    next_try: self.now,
-                    tries: 0,
-                    avoid_until: Time(0),
-                });
+                entry.insert(Known { addr, origin, perhaps_origin: false, next_try: self.now, tries: 0 });
             }
             _ => {}
         }
@@ -521,14 +536,16 @@ impl Node {
         self.gossip.next_meet = self.now;
     }
 
-    pub(super) fn avoid(&mut self, peer: NodeId) {
-        if let Some(known) = self.gossip.known.get_mut(&peer) {
-            known.avoid_until = self.now.plus(AVOID);
+    /// Makes room for another origin: of too many the one goes that is not linked and was tried in vain most often.
+    fn forget_an_origin(&mut self) {
+        let origins = self.gossip.known.iter().filter(|(_, known)| known.origin);
+        if origins.clone().count() < MAX_ORIGINS {
+            return;
         }
-    }
-
-    pub(super) fn is_avoided(&self, peer: NodeId) -> bool {
-        self.gossip.known.get(&peer).is_some_and(|known| self.now < known.avoid_until)
+        let idle = origins.filter(|(node, _)| !self.links.values().any(|link| link.greeted && link.peer == **node));
+        if let Some(node) = idle.max_by_key(|(_, known)| known.tries).map(|(node, _)| *node) {
+            self.gossip.known.remove(&node);
+        }
     }
 
     /// Random neighbours of mine, for somebody who is new, and the origin, in case it has not found that by itself.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use super::bits::Bits;
+use super::trust::Record;
 use super::{LinkId, Node, Output, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
 use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State, WANTED};
@@ -31,6 +32,7 @@ pub struct Offer {
     pub weight: usize,
     /// How many downloads this node had begun when it made the offer.
     pub begun: u64,
+    pub made: Time,
 }
 
 pub struct Link {
@@ -57,6 +59,8 @@ pub struct Link {
     pub header_waits: Vec<SegmentId>,
     pub born: Time,
     pub last_heard: Time,
+    /// When bytes of blocks last came, whatever the transfer.
+    pub last_data: Time,
     pub last_told: Time,
     /// It was told everything once.
     pub told: bool,
@@ -65,6 +69,7 @@ pub struct Link {
     pub active_since: Time,
     /// Bytes that came from it.
     pub received: u64,
+    pub record: Record,
 }
 
 impl Link {
@@ -86,11 +91,13 @@ impl Link {
             header_waits: Vec::new(),
             born: now,
             last_heard: now,
+            last_data: now,
             last_told: now,
             told: false,
             active: false,
             active_since: now,
             received: 0,
+            record: Record::default(),
         }
     }
 
@@ -128,7 +135,9 @@ impl Link {
 
     /// How far it is: blocks that it has or awaits, counted from the number line's start.
     pub fn progress(&self) -> u64 {
-        self.position + self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>()
+        self.position.saturating_add(
+            self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>(),
+        )
     }
 }
 
@@ -155,16 +164,6 @@ impl Node {
         if self.links.contains_key(&id) {
             self.out.push_back(Output::Close { link: id });
             self.forget_link(id);
-        }
-    }
-
-    /// Ends a link to a peer that broke the protocol or sent wrong bytes, and avoids it for a while.
-    pub(super) fn refuse_peer(&mut self, id: LinkId) {
-        if let Some(link) = self.links.get(&id) {
-            self.counters.refused_peers += 1;
-            let peer = link.peer;
-            self.avoid(peer);
-            self.close_link(id);
         }
     }
 
@@ -222,7 +221,8 @@ impl Node {
         if hello.key != self.me.key || hello.tree != self.me.tree || hello.node == self.me.node {
             return self.close_link(id);
         }
-        if self.is_avoided(hello.node) {
+        let from = self.links.get(&id).map(|link| link.addr.ip());
+        if from.is_some_and(|ip| self.is_avoided(hello.node, ip)) {
             self.counters.refused_peers += 1;
             return self.close_link(id);
         }

@@ -25,15 +25,18 @@ pub struct PageDesk {
     bytes: u64,
     budget: u64,
     wanted: BTreeMap<PageHash, Want>,
+    /// What was asked of each link and not answered: an answer is welcome however late, anything else was not asked for.
+    unanswered: BTreeMap<LinkId, BTreeSet<PageHash>>,
 }
 
 impl PageDesk {
     pub fn new(budget: u64) -> PageDesk {
-        PageDesk { held: LruCache::unbounded(), bytes: 0, budget, wanted: BTreeMap::new() }
+        PageDesk { held: LruCache::unbounded(), bytes: 0, budget, wanted: BTreeMap::new(), unanswered: BTreeMap::new() }
     }
 
     /// Whoever was asked over this link must be asked elsewhere, at the next tick.
     pub fn forget_link(&mut self, id: LinkId) {
+        self.unanswered.remove(&id);
         for want in self.wanted.values_mut() {
             want.tried.remove(&id);
             if want.asked.is_some_and(|(asked, _)| asked == id) {
@@ -56,6 +59,11 @@ impl Node {
         self.pages.wanted.contains_key(hash)
     }
 
+    /// Notes a page that came over a link; false if it was never asked for there.
+    pub fn page_answered(&mut self, link: LinkId, hash: &PageHash) -> bool {
+        self.pages.unanswered.get_mut(&link).is_some_and(|asked| asked.remove(hash))
+    }
+
     /// Pages and their bytes, for `status`.
     pub fn pages_held(&self) -> (usize, u64) {
         (self.pages.held.len(), self.pages.bytes)
@@ -63,7 +71,9 @@ impl Node {
 
     fn ask_page(&mut self, hash: PageHash) {
         let Some(want) = self.pages.wanted.get_mut(&hash) else { return };
-        let open = self.links.iter().filter(|(id, link)| link.greeted && !want.tried.contains(id));
+        let now = self.now;
+        let open =
+            self.links.iter().filter(|(id, link)| link.greeted && !link.is_doubted(now) && !want.tried.contains(id));
         let (origins, others): (Vec<LinkId>, Vec<LinkId>) =
             open.map(|(id, link)| (*id, link.origin)).fold((vec![], vec![]), |(mut o, mut n), (id, origin)| {
                 if origin {
@@ -78,6 +88,11 @@ impl Node {
         match target {
             Some(id) => {
                 want.asked = Some((id, self.now));
+                let asked = self.pages.unanswered.entry(id).or_default();
+                // Of one that never answers no more is remembered; its late answers are then no longer welcome.
+                if asked.len() < MAX_WANTED {
+                    asked.insert(hash);
+                }
                 self.send(id, Frame::GetPage(hash));
             }
             // Everybody was tried: begin again with the next tick.
@@ -97,6 +112,10 @@ impl Node {
                 && let Some((id, _)) = want.asked.take()
             {
                 want.tried.insert(id);
+                // An origin may have many pages to send to many.
+                if !self.is_origin(id) {
+                    self.break_promise(id);
+                }
             }
             self.ask_page(hash);
         }
@@ -115,6 +134,7 @@ impl Node {
     }
 
     pub(super) fn on_no_page(&mut self, id: LinkId, hash: PageHash) {
+        self.page_answered(id, &hash);
         if let Some(want) = self.pages.wanted.get_mut(&hash)
             && want.asked.is_some_and(|(asked, _)| asked == id)
         {

@@ -31,6 +31,10 @@ const FRESH: u64 = 500_000;
 /// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
 /// than anybody could pass them on.
 const MAX_SENT: usize = 4096;
+/// Chunks whose copies are counted. A peer can name as many as it likes; those beyond count as if nobody had them.
+const MAX_COPIES: usize = 8192;
+/// An offer not answered for so long is withdrawn.
+const UNANSWERED: u64 = 3_000_000;
 /// Objects whose size an origin remembers for its neighbours' windows.
 pub const MAX_SIZES: usize = 1 << 17;
 
@@ -60,8 +64,13 @@ impl Provide {
         self.preparing.is_empty()
     }
 
+    /// Whether some of a chunk is being read from disk: then its place in the store must stay.
+    pub fn is_prepared(&self, chunk: ChunkId) -> bool {
+        self.preparing.iter().any(|segment| segment.chunk() == chunk)
+    }
+
     pub fn count(&mut self, chunk: ChunkId, bits: Bits) {
-        if bits.is_empty() {
+        if bits.is_empty() || (self.copies.len() >= MAX_COPIES && !self.copies.contains_key(&chunk)) {
             return;
         }
         let copies = self
@@ -76,9 +85,11 @@ impl Provide {
 
     pub fn uncount(&mut self, chunk: ChunkId, bits: Bits) {
         let Some(copies) = self.copies.get_mut(&chunk) else { return };
+        // What was not counted when there was no room is not missed now: a count is never too high.
         for block in bits.iter() {
-            copies.each[block as usize] -= 1;
-            copies.total -= 1;
+            let count = &mut copies.each[block as usize];
+            copies.total -= (*count > 0) as u64;
+            *count = count.saturating_sub(1);
         }
         if copies.total == 0 {
             self.copies.remove(&chunk);
@@ -119,7 +130,10 @@ impl Node {
         };
         let limit = limit * WHOLE;
         loop {
-            let open = |link: &super::Link| link.greeted && link.known && !link.origin && !link.window.is_empty();
+            let now = self.now;
+            let open = |link: &super::Link| {
+                link.greeted && link.known && !link.origin && !link.window.is_empty() && !link.is_doubted(now)
+            };
             let (mut queued, mut takers) = (0, 0usize);
             for link in self.links.values() {
                 // An origin's first copies do not wait for pulls: each link's share of its uplink is TCP's to decide.
@@ -142,7 +156,8 @@ impl Node {
             let weight = runs.iter().map(|run| self.weight(*run)).max().unwrap_or(WHOLE);
             if let Some(link) = self.links.get_mut(&id) {
                 link.room -= weight as i32;
-                link.offers.push(Offer { id: offer, runs: runs.clone(), weight, begun: self.requests.begun() });
+                let begun = self.requests.begun();
+                link.offers.push(Offer { id: offer, runs: runs.clone(), weight, begun, made: self.now });
             }
             self.send(id, Frame::Offer { id: offer, runs });
         }
@@ -160,7 +175,7 @@ impl Node {
     fn pick(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
         let mut best: Option<(u64, u32, LinkId)> = None;
         for (id, link) in &self.links {
-            let open = link.greeted && link.known && !link.origin && link.room > 0;
+            let open = link.greeted && link.known && !link.origin && link.room > 0 && !link.is_doubted(self.now);
             if !open || link.queue() >= per_link || link.window.is_empty() {
                 continue;
             }
@@ -248,6 +263,7 @@ impl Node {
             let open = link.greeted
                 && link.known
                 && !link.origin
+                && !link.is_doubted(self.now)
                 && link.room > -((self.policy.downloads_origin * WHOLE) as i32);
             if !open || link.offered() >= per_link {
                 continue;
@@ -257,7 +273,7 @@ impl Node {
                 continue;
             }
             let Some((distance, run)) = self.first_unsent(link, piece) else { continue };
-            let position = link.position + distance;
+            let position = link.position.saturating_add(distance);
             let segment = BlockId { object: run.object, index: run.first }.segment();
             if !self.store.has_header(segment) {
                 if unread.is_none_or(|(least, _)| position < least) {
@@ -343,6 +359,11 @@ impl Node {
 
     /// Has a segment read, hashed and signed, unless it is here or being read.
     pub(super) fn prepare(&mut self, segment: SegmentId) {
+        self.prepare_for(segment, None);
+    }
+
+    /// The same for one of this node's own demands.
+    pub(super) fn prepare_for(&mut self, segment: SegmentId, demand: Option<usize>) {
         let known = self.store.has_header(segment)
             || self.provide.preparing.contains(&segment)
             || self.provide.failed.contains_key(&segment.object)
@@ -360,6 +381,7 @@ impl Node {
             segment,
             all & !self.store.taken(segment.chunk()).segment(segment.index % SEGMENTS_PER_CHUNK),
             Some(count),
+            demand,
         ) {
             self.provide.later.remove(&segment);
             self.provide.preparing.insert(segment);
@@ -480,7 +502,13 @@ impl Node {
 
     pub(super) fn on_accept(&mut self, id: LinkId, offer: u32, run: Run) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        let Some(index) = link.offers.iter().position(|made| made.id == offer) else { return };
+        let Some(index) = link.offers.iter().position(|made| made.id == offer) else {
+            // Withdrawn while the answer travelled: who accepted it must not wait.
+            if link.uploads.iter().all(|upload| upload.transfer != offer) {
+                self.send(id, Frame::Abort { transfer: offer });
+            }
+            return;
+        };
         let made = link.offers.swap_remove(index);
         let inside =
             |offered: &Run| offered.object == run.object && offered.first <= run.first && run.end() <= offered.end();
@@ -516,6 +544,25 @@ impl Node {
             // Its map was late; one offer less until the next comes.
             (Refusal::NotNeeded, false) => link.room -= made.weight as i32,
             (Refusal::NotNeeded, true) => {}
+        }
+    }
+
+    /// Withdraws offers that nobody answers: they hold slots that others could use, and an origin's first copies.
+    pub(super) fn check_offers(&mut self) {
+        let (now, mut withdrawn) = (self.now, Vec::new());
+        for (id, link) in &mut self.links {
+            for made in link.offers.extract_if(.., |made| now.since(made.made) > UNANSWERED) {
+                withdrawn.push((*id, made));
+            }
+        }
+        for (id, made) in withdrawn {
+            if self.me.origin {
+                for run in made.runs {
+                    self.note_lost(id, run);
+                }
+            }
+            self.break_promise(id);
+            self.refill = true;
         }
     }
 

@@ -20,6 +20,8 @@ const MAX_DEMANDS: usize = 4096;
 const REFUSED: u64 = 200_000;
 /// A header that was asked for and has not come is asked for elsewhere.
 const HEADER_PATIENCE: u64 = 1_000_000;
+/// A transfer that has begun brings a block within this: 26 kbit/s.
+const CRAWL: u64 = 10_000_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Download {
@@ -30,6 +32,8 @@ struct Download {
     weight: usize,
     began: Time,
     last: Time,
+    /// When it last brought a block that was missing, or else began to bring bytes.
+    advanced: Time,
     started: bool,
     /// How many downloads began before it.
     number: u64,
@@ -55,6 +59,8 @@ pub struct Requests {
     window: Vec<Run>,
     /// Chunks of the windows before that trimming: what must not be dropped.
     kept: Vec<ChunkId>,
+    /// One of them was dropped for a demand: what the window left out as being here may be missing again.
+    window_lost: bool,
     /// Where the window's entries begin on the number line.
     positions: Vec<u64>,
     position: u64,
@@ -250,7 +256,8 @@ impl Node {
         let most = self.policy.downloads
             + self.policy.downloads_extra
             + if from_origin { self.policy.downloads_origin } else { 0 };
-        if self.requests.weight() >= most * WHOLE {
+        let doubted = self.links.get(&id).is_none_or(|link| link.is_doubted(self.now));
+        if doubted || self.requests.weight() >= most * WHOLE {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         let piece = self.policy.piece(self.gossip.rate());
@@ -274,7 +281,7 @@ impl Node {
         let Some((_, run)) = best else {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NotNeeded });
         };
-        if !self.begin_download(id, offer, run) {
+        if !self.begin_download(id, offer, run, None) {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         if self.requests.orphan.is_some_and(|(head, _)| run.blocks().any(|block| block == head)) {
@@ -285,8 +292,9 @@ impl Node {
         self.refill = true;
     }
 
-    /// Reserves memory for a run inside one segment and expects it. False if there is no room.
-    fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run) -> bool {
+    /// Reserves memory for a run inside one segment, for one of the demands or for a window, and expects it. False if
+    /// there is no room.
+    fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run, demand: Option<usize>) -> bool {
         let segment = segment_of(run);
         let size = self.sizes.get(&run.object).copied().unwrap_or(0);
         let blocks = blocks_of(size);
@@ -296,7 +304,7 @@ impl Node {
         }
         let in_window = self.requests.in_window(segment.chunk()).get((last - 1) % BLOCKS_PER_CHUNK);
         let whole = in_window.then_some(last - segment.first_block());
-        if !self.reserve(segment, segment_bits(run), whole) {
+        if !self.reserve(segment, segment_bits(run), whole, demand) {
             return false;
         }
         if transfer & WANTED == 0 {
@@ -306,26 +314,42 @@ impl Node {
         let number = self.requests.begun;
         self.requests.begun += 1;
         let weight = self.weight(run);
-        let download = Download { link, transfer, run, weight, began: now, last: now, started: false, number };
+        let download =
+            Download { link, transfer, run, weight, began: now, last: now, advanced: now, started: false, number };
         self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true
     }
 
-    /// Makes room in the store, dropping what nobody here reads, awaits or is being sent.
-    pub(super) fn reserve(&mut self, segment: SegmentId, bits: u64, whole: Option<u32>) -> bool {
+    /// Makes room in the store, dropping what nobody here reads, awaits or is being sent. For a demand, what is kept only
+    /// for windows and for younger demands goes, too: with more readers than chunks in memory each would keep the chunk
+    /// that it is in, and wait for room for ever. The oldest demand always finds some.
+    pub(super) fn reserve(
+        &mut self,
+        segment: SegmentId,
+        bits: u64,
+        whole: Option<u32>,
+        demand: Option<usize>,
+    ) -> bool {
         let mut dropped: Vec<(ChunkId, Chunk)> = Vec::new();
-        let (requests, links) = (&self.requests, &self.links);
-        let may_go = |chunk: &ChunkId| {
-            let uploaded = |run: &Run| by_chunk(*run).any(|(other, _)| other == *chunk);
-            requests.kept.binary_search(chunk).is_err()
-                && !requests.is_transferred(*chunk)
-                && !requests.demands.iter().any(|demand| uploaded(&demand.run))
-                && !links.values().any(|link| link.uploads.iter().any(|upload| uploaded(&upload.run)))
+        let (requests, links, provide) = (&self.requests, &self.links, &self.provide);
+        let touches = |chunk: &ChunkId, run: &Run| by_chunk(*run).any(|(other, _)| other == *chunk);
+        let is_free = |chunk: &ChunkId, demands: &[Demand]| {
+            !requests.is_transferred(*chunk)
+                && !provide.is_prepared(*chunk)
+                && !demands.iter().any(|demand| touches(chunk, &demand.run))
+                && !links.values().any(|link| link.uploads.iter().any(|upload| touches(chunk, &upload.run)))
         };
-        let reserved = self.store.reserve(segment, bits, whole, may_go, &mut dropped);
+        let unkept =
+            |chunk: &ChunkId| requests.kept.binary_search(chunk).is_err() && is_free(chunk, &requests.demands);
+        let mut reserved = self.store.reserve(segment, bits, whole, unkept, &mut dropped);
+        if let (false, Some(demand)) = (reserved, demand) {
+            let older = &requests.demands[..requests.demands.len().min(demand + 1)];
+            reserved = self.store.reserve(segment, bits, whole, |chunk| is_free(chunk, older), &mut dropped);
+        }
         for (chunk, held) in dropped {
             self.requests.headers.retain(|segment, _| segment.chunk() != chunk);
+            self.requests.window_lost |= self.requests.kept.binary_search(&chunk).is_ok();
             self.tell_lost(chunk, held.taken);
             self.out.push_back(Output::Drop { chunk });
         }
@@ -354,7 +378,11 @@ impl Node {
         }
         let index = segment.index % crate::chunk::SEGMENTS_PER_CHUNK;
         let holders = self.links.iter().filter(|(id, link)| {
-            **id != not && link.greeted && !link.origin && link.taken(segment.chunk()).segment(index) != 0
+            **id != not
+                && link.greeted
+                && !link.origin
+                && !link.is_doubted(self.now)
+                && link.taken(segment.chunk()).segment(index) != 0
         });
         let holders: Vec<LinkId> = holders.map(|(id, _)| *id).collect();
         let origin = self.links.iter().find(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
@@ -387,12 +415,16 @@ impl Node {
         self.gossip.count_received(bytes as u64);
         if let Some(link) = self.links.get_mut(&id) {
             link.last_heard = self.now;
+            link.last_data = self.now;
             link.received += bytes as u64;
         }
         let now = self.now;
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
             let answered = download.unanswered();
             download.last = now;
+            if !download.started {
+                download.advanced = now;
+            }
             download.started = true;
             let run = download.run;
             if answered {
@@ -406,12 +438,19 @@ impl Node {
             self.counters.wrong_blocks += 1;
             return self.refuse_peer(id);
         }
+        let fresh = !self.store.has(block);
         if !self.store.fill(block) {
             return;
         }
         self.store.touch(block.chunk());
+        if fresh {
+            self.note_good_block(id);
+            let same = |d: &&mut Download| d.link == id && d.transfer == transfer;
+            if let Some(download) = self.requests.downloads.iter_mut().find(same) {
+                download.advanced = self.now;
+            }
+        }
         self.finish_downloads(|run| run.object == block.object && (run.first..run.end()).contains(&block.index));
-        let _ = transfer;
         self.wake_block(block);
         if self.requests.window.first().is_some_and(|front| front.object == block.object && front.first == block.index)
         {
@@ -446,6 +485,7 @@ impl Node {
             self.requests.refused.insert((id, segment_of(download.run)), self.now);
         }
         self.drop_download(download, false);
+        self.note_aborted(id);
     }
 
     /// Blocks that a download will not bring: free again, and whoever was to get them from here is told.
@@ -488,11 +528,15 @@ impl Node {
             let (since, limit) = if download.started {
                 (download.last, limit)
             } else {
-                // It may queue behind others as long as its link lives, but not for ever.
-                let heard = self.links.get(&download.link).map_or(Time(0), |link| link.last_heard);
-                (download.began.max(heard.min(download.began.plus(3 * limit))), 2 * limit)
+                // It may queue behind others as long as those move, but not for ever. Only an origin that reads its disk
+                // may just talk meanwhile.
+                let moved = |link: &super::Link| if link.origin { link.last_heard } else { link.last_data };
+                let moved = self.links.get(&download.link).map_or(Time(0), moved);
+                (download.began.max(moved.min(download.began.plus(3 * limit))), 2 * limit)
             };
-            if now.since(since) > limit {
+            // Bytes that never make a block are no progress either.
+            let crawls = download.started && now.since(download.advanced) > CRAWL;
+            if crawls || now.since(since) > limit {
                 stalled.push((download.link, download.transfer));
             }
         }
@@ -503,6 +547,7 @@ impl Node {
                 self.requests.refused.insert((link, segment_of(download.run)), now);
                 self.drop_download(download, true);
             }
+            self.break_promise(link);
         }
         let late = self.requests.headers.iter().filter(|(_, (_, since))| now.since(*since) > HEADER_PATIENCE);
         let late: Vec<(SegmentId, LinkId)> = late.map(|(segment, (link, _))| (*segment, *link)).collect();
@@ -522,7 +567,7 @@ impl Node {
             return self.prepare_demands();
         }
         let mut room = self.policy.pulls.saturating_sub(self.pulls_under_way());
-        for demand in self.requests.demands.clone() {
+        for (index, demand) in self.requests.demands.clone().into_iter().enumerate() {
             for run in self.missing(demand.run) {
                 if room == 0 {
                     return;
@@ -538,10 +583,13 @@ impl Node {
                 if offered && waited < patience {
                     continue;
                 }
-                if self.want(run, starving) {
+                if self.want(run, starving, Some(index)) {
                     room -= 1;
                 }
             }
+        }
+        if std::mem::take(&mut self.requests.window_lost) {
+            self.rebuild_window();
         }
         self.pull_orphans(room);
     }
@@ -559,10 +607,11 @@ impl Node {
         for run in window {
             for missing in self.missing(run) {
                 let block = BlockId { object: missing.object, index: missing.first };
-                let at_neighbour = self
-                    .links
-                    .values()
-                    .any(|link| !link.origin && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK));
+                let at_neighbour = self.links.values().any(|link| {
+                    !link.origin
+                        && !link.is_doubted(self.now)
+                        && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK)
+                });
                 if head {
                     head = false;
                     if at_neighbour {
@@ -585,7 +634,7 @@ impl Node {
                 if room == 0 {
                     return;
                 }
-                if !at_neighbour && self.want(Run { count: missing.count.min(piece), ..missing }, true) {
+                if !at_neighbour && self.want(Run { count: missing.count.min(piece), ..missing }, true, None) {
                     self.requests.starving = true;
                     room -= 1;
                 }
@@ -617,7 +666,7 @@ impl Node {
     }
 
     /// Asks one neighbour, or else an origin, for a run. False if nobody can be asked now.
-    fn want(&mut self, run: Run, starving: bool) -> bool {
+    fn want(&mut self, run: Run, starving: bool, demand: Option<usize>) -> bool {
         let segment = segment_of(run);
         let (chunk, block) = (segment.chunk(), run.first % BLOCKS_PER_CHUNK);
         let busy = |id: LinkId| self.requests.downloads.iter().filter(|d| d.link == id).count();
@@ -625,15 +674,18 @@ impl Node {
         let mut holders: Vec<(usize, LinkId)> = self
             .links
             .iter()
-            .filter(|(id, link)| link.greeted && !link.origin && link.has_taken(chunk, block) && free(**id))
+            .filter(|(id, link)| {
+                link.greeted && !link.origin && !link.is_doubted(self.now) && link.has_taken(chunk, block) && free(**id)
+            })
             .map(|(id, _)| (busy(*id), *id))
             .collect();
         let least = holders.iter().map(|(busy, _)| *busy).min();
         holders.retain(|(busy, _)| Some(*busy) == least);
-        let origin = self.links.iter().find(|(id, link)| link.greeted && link.origin && free(**id)).map(|(id, _)| *id);
+        let origins = self.links.iter().filter(|(id, link)| link.greeted && link.origin && free(**id));
+        let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
         let Some(id) = self.rng.choice(holders).map(|(_, id)| id).or(origin) else { return false };
         let transfer = WANTED | self.requests.next_want;
-        if !self.begin_download(id, transfer, run) {
+        if !self.begin_download(id, transfer, run, demand) {
             return false;
         }
         self.requests.next_want = (self.requests.next_want + 1) & !WANTED;
@@ -665,15 +717,15 @@ impl Node {
     // ---- an origin's own readers
 
     fn prepare_demands(&mut self) {
-        let mut segments: Vec<SegmentId> = Vec::new();
-        for demand in &self.requests.demands {
+        let mut segments: Vec<(SegmentId, usize)> = Vec::new();
+        for (index, demand) in self.requests.demands.iter().enumerate() {
             for run in self.missing(demand.run) {
-                segments.push(segment_of(run));
+                segments.push((segment_of(run), index));
             }
         }
-        segments.dedup();
-        for segment in segments {
-            self.prepare(segment);
+        segments.dedup_by_key(|(segment, _)| *segment);
+        for (segment, demand) in segments {
+            self.prepare_for(segment, Some(demand));
         }
     }
 

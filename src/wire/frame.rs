@@ -40,7 +40,7 @@ use super::codec::{Malformed, Reader, Writer};
 use super::datagram::{Peer, read_peers, write_peers};
 use super::head::{PageHash, TreeName};
 use super::header::MAX_HEADER;
-use crate::chunk::{BLOCK, BLOCKS_PER_SEGMENT, ObjectId, Run, SegmentId};
+use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, ObjectId, Run, SegmentId};
 use crate::keys::PublicKey;
 
 /// Bytes before every body.
@@ -53,6 +53,8 @@ pub const MAX_BODY: usize = u16::MAX as usize;
 pub const MAX_OFFER: usize = 8;
 /// Entries in a window.
 pub const MAX_WINDOW: usize = 256;
+/// Runs of blocks taken, and of blocks lost, in one STATE: so many, each in a group of its own, fit a frame.
+pub const MAX_STATE_RUNS: usize = 2000;
 /// Blocks in one run: half a GiB, beyond any window; a longer one would only cost whoever looks at it.
 pub const MAX_RUN: u32 = 16 * 1024;
 /// The top bit of a transfer's number: it was asked for by WANT.
@@ -350,8 +352,8 @@ impl Frame {
                 dropped: from.u16()?,
                 front: from.u32()?,
                 added: read_groups(&mut from, MAX_WINDOW)?,
-                taken: read_groups(&mut from, usize::MAX)?,
-                lost: read_groups(&mut from, usize::MAX)?,
+                taken: read_held(&mut from)?,
+                lost: read_held(&mut from)?,
             }),
             3 => Frame::Offer { id: offer(from.u32()?)?, runs: read_offer(&mut from)? },
             4 => Frame::Accept { id: offer(from.u32()?)?, run: transfer_run(read_run(&mut from)?)? },
@@ -427,8 +429,10 @@ fn write_segment(out: &mut Writer, segment: &SegmentId) {
     out.bytes(&segment.object.0).u32(segment.index);
 }
 
+/// A segment whose blocks cannot all be numbered belongs to no object.
 fn read_segment(from: &mut Reader) -> Result<SegmentId, Malformed> {
-    Ok(SegmentId { object: ObjectId(from.array()?), index: from.u32()? })
+    let segment = SegmentId { object: ObjectId(from.array()?), index: from.u32()? };
+    if segment.index < u32::MAX / BLOCKS_PER_SEGMENT { Ok(segment) } else { Err(Malformed::Bound("segment")) }
 }
 
 fn write_run(out: &mut Writer, run: &Run) {
@@ -479,6 +483,13 @@ fn read_groups(from: &mut Reader, max: usize) -> Result<Vec<Run>, Malformed> {
     Ok(runs)
 }
 
+/// What a node has or lost is told by chunk: a run across several would make its reader look at more than was sent.
+fn read_held(from: &mut Reader) -> Result<Vec<Run>, Malformed> {
+    let runs = read_groups(from, MAX_STATE_RUNS)?;
+    let inside = |run: &Run| run.first / BLOCKS_PER_CHUNK == (run.end() - 1) / BLOCKS_PER_CHUNK;
+    if runs.iter().all(inside) { Ok(runs) } else { Err(Malformed::Bound("run across chunks")) }
+}
+
 fn read_offer(from: &mut Reader) -> Result<Vec<Run>, Malformed> {
     read_groups(from, MAX_OFFER)?.into_iter().map(transfer_run).collect()
 }
@@ -512,7 +523,7 @@ mod tests {
     }
 
     fn segment() -> impl Strategy<Value = SegmentId> {
-        (object(), any::<u32>()).prop_map(|(object, index)| SegmentId { object, index })
+        (object(), 0..u32::MAX / BLOCKS_PER_SEGMENT).prop_map(|(object, index)| SegmentId { object, index })
     }
 
     fn runs(max: usize) -> impl Strategy<Value = Vec<Run>> {
@@ -609,6 +620,32 @@ mod tests {
         let crc = crc32fast::hash(&[&expected[..4], &expected[8..]].concat());
         expected[4..8].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(bytes, expected);
+    }
+
+    /// The first block of such a segment had a number beyond 32 bits: asking an origin for its header was an overflow, or
+    /// ended in another segment.
+    #[test]
+    fn a_segment_beyond_any_object_is_refused() {
+        for index in [u32::MAX / BLOCKS_PER_SEGMENT, 1 << 26, u32::MAX] {
+            let mut bytes = Vec::new();
+            Frame::GetHeader(SegmentId { object: ObjectId([0; 16]), index }).encode(&mut bytes);
+            assert!(decode(&bytes).is_err(), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_names_more_than_its_bytes_pay_for_is_refused() {
+        let run = |first, count| Run { object: ObjectId([0; 16]), first, count };
+        for (taken, good) in [
+            (vec![run(512, 512)], true),
+            (vec![run(511, 2)], false),
+            (vec![run(0, 1); MAX_STATE_RUNS], true),
+            (vec![run(0, 1); MAX_STATE_RUNS + 1], false),
+        ] {
+            let mut bytes = Vec::new();
+            Frame::State(State { taken, ..State::default() }).encode(&mut bytes);
+            assert_eq!(decode(&bytes).is_ok(), good);
+        }
     }
 
     #[test]
