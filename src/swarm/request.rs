@@ -324,13 +324,7 @@ impl Node {
     /// Makes room in the store, dropping what nobody here reads, awaits or is being sent. For a demand, what is kept only
     /// for windows and for younger demands goes, too: with more readers than chunks in memory each would keep the chunk
     /// that it is in, and wait for room for ever. The oldest demand always finds some.
-    pub(super) fn reserve(
-        &mut self,
-        segment: SegmentId,
-        bits: u64,
-        whole: Option<u32>,
-        demand: Option<usize>,
-    ) -> bool {
+    pub(super) fn reserve(&mut self, segment: SegmentId, bits: u64, whole: Option<u32>, demand: Option<usize>) -> bool {
         let mut dropped: Vec<(ChunkId, Chunk)> = Vec::new();
         let (requests, links, provide) = (&self.requests, &self.links, &self.provide);
         let touches = |chunk: &ChunkId, run: &Run| by_chunk(*run).any(|(other, _)| other == *chunk);
@@ -340,8 +334,7 @@ impl Node {
                 && !demands.iter().any(|demand| touches(chunk, &demand.run))
                 && !links.values().any(|link| link.uploads.iter().any(|upload| touches(chunk, &upload.run)))
         };
-        let unkept =
-            |chunk: &ChunkId| requests.kept.binary_search(chunk).is_err() && is_free(chunk, &requests.demands);
+        let unkept = |chunk: &ChunkId| requests.kept.binary_search(chunk).is_err() && is_free(chunk, &requests.demands);
         let mut reserved = self.store.reserve(segment, bits, whole, unkept, &mut dropped);
         if let (false, Some(demand)) = (reserved, demand) {
             let older = &requests.demands[..requests.demands.len().min(demand + 1)];
