@@ -148,9 +148,12 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
             return settle(&core);
         }
     };
-    attach(&core, link, stream, addr);
-    core.borrow_mut().handle(Input::Connected { link });
-    settle(&core);
+    // The node may have given it up just before.
+    if core.borrow().node.has_link(link) {
+        attach(&core, link, stream, addr);
+        core.borrow_mut().handle(Input::Connected { link });
+        settle(&core);
+    }
 }
 
 /// Takes connections as long as the loop runs.

@@ -14,7 +14,7 @@ use crate::chunk::{ChunkId, Run};
 use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
 use crate::wire::frame::{Frame, NodeId, State};
 
-/// Peers remembered; the next one is forgotten at once. A rack row is a thousand.
+/// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
 /// Runs in one STATE: 2,000 of them, each in a group of its own, stay below the longest frame.
 const MAX_RUNS: usize = 2000;
@@ -22,6 +22,8 @@ const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
 /// How long a peer that sent wrong bytes is avoided.
 const AVOID: u64 = 600_000_000;
+/// The same of an origin, which may be all that there is: its blocks are checked like any others.
+const AVOID_ORIGIN: u64 = 2_000_000;
 /// A connection that is not greeted by then is given up.
 const GREETING: u64 = 3_000_000;
 
@@ -275,7 +277,6 @@ impl Node {
 
     /// Measures rates, ends silent links, keeps quiet ones alive.
     pub(super) fn check_links(&mut self) {
-        let i_want = !self.requests.is_idle();
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
@@ -285,7 +286,10 @@ impl Node {
                 }
                 continue;
             }
-            let active = i_want || !link.is_idle();
+            // The other side must have a reason to speak: a window that it was told, or blocks that it owes. Whoever only
+            // pulls a block now and then would take its quiet neighbours for dead.
+            let told = if link.origin { &self.gossip.reported } else { &self.gossip.told_window };
+            let active = !told.is_empty() || self.requests.is_served_by(id) || !link.is_idle();
             if active && !link.active {
                 link.active_since = self.now;
             }
@@ -417,26 +421,34 @@ impl Node {
         if node == self.me.node || addr.port() == 0 {
             return;
         }
-        let known = self.gossip.known.len();
-        let entry = self.gossip.known.entry(node);
-        match entry {
-            std::collections::btree_map::Entry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
-                entry.addr = addr;
-                entry.origin |= origin;
-                entry.tries = 0;
-            }
-            std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
-                entry.insert(Known {
-                    addr,
-                    origin,
-                    perhaps_origin: false,
-                    next_try: self.now,
-                    tries: 0,
-                    avoid_until: Time(0),
-                });
-            }
-            _ => {}
+        if let Some(known) = self.gossip.known.get_mut(&node) {
+            known.addr = addr;
+            known.origin |= origin;
+            known.tries = 0;
+            return;
+        }
+        if self.gossip.known.len() >= MAX_KNOWN {
+            self.forget_worst_peer();
+        }
+        let (perhaps_origin, tries) = (false, 0);
+        let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries, avoid_until: Time(0) };
+        self.gossip.known.insert(node, known);
+    }
+
+    /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
+    /// one. Else a long life would remember every start of every host.
+    pub(super) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {
+        let now = self.now;
+        self.gossip.known.retain(|other, known| *other == node || known.addr != addr || now < known.avoid_until);
+    }
+
+    /// Makes room for another peer: the one that failed most often goes, of equals no origin.
+    fn forget_worst_peer(&mut self) {
+        let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
+        let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
+        let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
+        if let Some(node) = worst {
+            self.gossip.known.remove(&node);
         }
     }
 
@@ -457,10 +469,15 @@ impl Node {
         self.gossip.next_meet = self.now;
     }
 
-    pub(super) fn avoid(&mut self, peer: NodeId) {
+    pub(super) fn avoid(&mut self, peer: NodeId, origin: bool) {
         if let Some(known) = self.gossip.known.get_mut(&peer) {
-            known.avoid_until = self.now.plus(AVOID);
+            known.avoid_until = self.now.plus(if origin { AVOID_ORIGIN } else { AVOID });
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn known_peers(&self) -> impl Iterator<Item = NodeId> {
+        self.gossip.known.keys().copied()
     }
 
     pub(super) fn is_avoided(&self, peer: NodeId) -> bool {
@@ -468,10 +485,14 @@ impl Node {
     }
 
     /// Random neighbours of mine, for somebody who is new, and the origin, in case it has not found that by itself.
-    fn some_peers(&mut self, not: NodeId, count: usize) -> Vec<Peer> {
+    fn some_peers(&mut self, not: NodeId, at: SocketAddr, count: usize) -> Vec<Peer> {
         let peer = |link: &super::Link| Peer { node: link.peer, addr: link.addr };
-        let origin = self.links.values().find(|link| link.greeted && link.origin && link.peer != not).map(peer);
-        let peers = self.links.values().filter(|link| link.greeted && !link.origin && link.peer != not).map(peer);
+        // Another host would find itself at this one's loopback.
+        let of_use = |link: &&super::Link| {
+            link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback())
+        };
+        let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
+        let peers = self.links.values().filter(of_use).filter(|link| !link.origin).map(peer);
         let peers = self.rng.choose_multiple(peers, count.saturating_sub(origin.is_some() as usize));
         origin.into_iter().chain(peers).collect()
     }
@@ -485,7 +506,8 @@ impl Node {
 
     pub(super) fn on_ask(&mut self, id: LinkId, count: u8) {
         let Some(link) = self.links.get(&id) else { return };
-        let peers = self.some_peers(link.peer, (count as usize).min(MAX_PEERS));
+        let (peer, addr) = (link.peer, link.addr);
+        let peers = self.some_peers(peer, addr, (count as usize).min(MAX_PEERS));
         self.send(id, Frame::Peers(peers));
     }
 
@@ -501,14 +523,18 @@ impl Node {
         }
         let mut to = from;
         to.set_port(join.port);
-        let peers = self.some_peers(join.node, self.policy.links.min(MAX_PEERS));
+        let peers = self.some_peers(join.node, from, self.policy.links.min(MAX_PEERS));
         self.out.push_back(Output::Welcome { to, peers });
     }
 
     pub(super) fn on_welcome(&mut self, from: SocketAddr, welcome: Welcome) {
         let mut addr = from;
         addr.set_port(welcome.port);
+        self.forget_namesakes(welcome.node, addr);
         self.learn_peer(welcome.node, addr, welcome.origin);
+        if !self.me.origin {
+            self.me.sequence = self.me.sequence.max(welcome.head.sequence);
+        }
         if welcome.origin
             && let Some(known) = self.gossip.known.get_mut(&welcome.node)
         {

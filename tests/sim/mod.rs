@@ -570,7 +570,7 @@ impl World {
             Output::DropPage { hash } => {
                 self.hosts[host].pages.remove(&hash);
             }
-            Output::Gone { .. } => self.hosts[host].count.gone += 1,
+            Output::Gone { .. } | Output::PageGone { .. } => self.hosts[host].count.gone += 1,
         }
     }
 
