@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -31,6 +31,9 @@ mod waiting;
 
 pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
 pub use crate::swarm::ReaderId;
+
+/// How long work on other threads is waited for when the node ends.
+const STOP: Duration = Duration::from_secs(1);
 
 /// A running node, as fronts see it. Cloning gives another handle to the same node.
 #[derive(Clone)]
@@ -173,6 +176,9 @@ fn start(
     let thread = std::thread::Builder::new().name("swarmfs-net".to_owned()).spawn(move || {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, core::run(parts, sockets, orders));
+        drop(local);
+        // A disk that hangs or a silent name server must not hold up whoever waits for the end.
+        runtime.shutdown_timeout(STOP);
     })?;
     *shared.thread.lock().expect("no holder of this lock panics") = Some(thread);
     Ok(Client { shared })

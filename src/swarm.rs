@@ -114,9 +114,9 @@ pub enum Input {
     BadHeader {
         link: LinkId,
     },
-    /// What a peer sent as a page was not asked for or not what its name says.
+    /// A page whose name is right cannot be read: nobody will have a better one.
     BadPage {
-        link: LinkId,
+        hash: PageHash,
     },
     /// What a peer sent was no frame.
     BadFrame {
@@ -136,12 +136,20 @@ pub enum Input {
         reader: ReaderId,
         window: Vec<Wanted>,
     },
-    /// A reader waits for these blocks now.
+    /// A reader waits for these blocks now. Look at `takes_demands` before.
     Demand {
         wanted: Wanted,
     },
+    /// A reader that waited for these blocks was answered otherwise.
+    Undemand {
+        run: Run,
+    },
     /// Somebody waits for this page now.
     WantPage {
+        hash: PageHash,
+    },
+    /// A page may be of use: it is fetched when there is nothing better to do.
+    PageAhead {
         hash: PageHash,
     },
     CloseReader {
@@ -238,7 +246,7 @@ pub enum Output {
     DropPage {
         hash: PageHash,
     },
-    /// The origin no longer has this page: fail whoever waits for it.
+    /// Fail whoever waits for this page: no version of the tree that can be had has it.
     PageGone {
         hash: PageHash,
     },
@@ -285,6 +293,8 @@ pub struct Node {
     store: Store,
     /// Sizes of the objects that this node's readers, or as an origin its tree, told of.
     sizes: BTreeMap<ObjectId, u64>,
+    /// How many of them were in use when the others were last forgotten.
+    sizes_used: usize,
     links: BTreeMap<LinkId, Link>,
     next_link: u32,
     requests: Requests,
@@ -309,6 +319,7 @@ impl Node {
             started: now,
             store,
             sizes: BTreeMap::new(),
+            sizes_used: 0,
             links: BTreeMap::new(),
             next_link: 0,
             requests: Requests::default(),
@@ -352,12 +363,15 @@ impl Node {
                 self.counters.wrong_headers += 1;
                 self.refuse_peer(link);
             }
-            Input::BadPage { link } | Input::BadFrame { link } => self.refuse_peer(link),
+            Input::BadPage { hash } => self.give_page_up(hash),
+            Input::BadFrame { link } => self.refuse_peer(link),
             Input::Unread { link } => self.on_unread(link),
             Input::Page { hash, len } => self.on_page(hash, len),
             Input::Window { reader, window } => self.on_window(reader, window),
             Input::Demand { wanted } => self.on_demand(wanted),
-            Input::WantPage { hash } => self.want_page(hash),
+            Input::Undemand { run } => self.on_undemand(run),
+            Input::WantPage { hash } => self.want_page(hash, true),
+            Input::PageAhead { hash } => self.want_page(hash, false),
             Input::CloseReader { reader } => self.on_window(reader, Vec::new()),
             Input::Head { sequence } => self.on_head(sequence),
             Input::Resolved { object, size } => self.on_resolved(object, size),
@@ -459,6 +473,7 @@ impl Node {
         self.check_links();
         self.check_transfers();
         self.check_offers();
+        self.forget_failures();
         self.measure();
         self.report_if_owed();
         self.meet();
@@ -629,5 +644,202 @@ mod tests {
             let abort = Output::Send { link: child, frame: Frame::Abort { transfer: id } };
             assert_eq!(outputs.contains(&abort), lost, "{outputs:?}");
         }
+    }
+
+    fn hash(number: u16) -> PageHash {
+        let mut hash = [0; 32];
+        hash[..2].copy_from_slice(&number.to_le_bytes());
+        PageHash(hash)
+    }
+
+    fn asked_pages(outputs: &[Output]) -> Vec<PageHash> {
+        let asked = outputs.iter().filter_map(|output| match output {
+            Output::Send { frame: Frame::GetPage(hash), .. } => Some(*hash),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    /// A root page named 500 others, which were all asked for at once: their answers passed what a link may have unsent,
+    /// the origin took the reader for dead, and it began again for ever.
+    #[test]
+    fn a_large_catalogue_is_fetched_a_little_at_a_time_and_what_is_waited_for_first() {
+        let mut bench = Bench::new();
+        bench.link(2, true, vec![]);
+        let mut asked = Vec::new();
+        for number in 0..500 {
+            asked.extend(asked_pages(&bench.give(Input::PageAhead { hash: hash(number) })));
+        }
+        assert_eq!(asked.len(), 32);
+        assert_eq!(asked_pages(&bench.give(Input::WantPage { hash: hash(900) })), [hash(900)]);
+        assert_eq!(asked_pages(&bench.give(Input::WantPage { hash: hash(400) })), [hash(400)], "it was in the queue");
+        let mut next = 0;
+        while next < asked.len() {
+            asked.extend(asked_pages(&bench.give(Input::Page { hash: asked[next], len: 100 })));
+            next += 1;
+        }
+        asked.sort_unstable();
+        asked.dedup();
+        assert_eq!(asked.len(), 499, "all but the one that somebody waits for");
+    }
+
+    /// A look-up in a version that the origin no longer had, since the tree changed while it was away, waited for ever.
+    #[test]
+    fn a_page_that_the_origin_has_no_more_is_given_up_once_its_newer_head_is_known() {
+        let mut bench = Bench::new();
+        let newer = Hello { sequence: 2, ..hello(2, true) };
+        let addr: SocketAddr = ([10, 0, 0, 2], 19024).into();
+        let origin = bench.node.accept(addr, Time(bench.now)).expect("there is room");
+        let outputs = bench.frame(origin, Frame::Hello(newer));
+        assert!(outputs.contains(&Output::Join { join: JoinAim::Unicast(addr) }), "its head is asked for: {outputs:?}");
+        bench.give(Input::WantPage { hash: hash(1) });
+        let outputs = bench.frame(origin, Frame::NoPage(hash(1)));
+        assert!(!outputs.contains(&Output::PageGone { hash: hash(1) }));
+        let key = OriginKey::from_seed(&[1; 32]);
+        let totals = crate::wire::head::Totals::default();
+        let head = crate::wire::head::TreeHead::sign(hello(1, false).tree, 2, hash(7), 0, totals, &key);
+        let welcome = Welcome { node: NodeId(2), port: 19024, origin: true, head, peers: vec![] };
+        bench.give(Input::Welcome { from: addr, welcome: Box::new(welcome) });
+        assert_eq!(asked_pages(&bench.wait(300_000)), [hash(1)]);
+        let outputs = bench.frame(origin, Frame::NoPage(hash(1)));
+        assert!(outputs.contains(&Output::PageGone { hash: hash(1) }), "{outputs:?}");
+    }
+
+    /// Whoever read at random took neighbours for dead that had nothing to say, all of them once a second.
+    #[test]
+    fn a_neighbour_that_has_no_reason_to_speak_is_not_taken_for_dead() {
+        let mut bench = Bench::new();
+        let neighbour = bench.link(3, false, vec![]);
+        bench.give(Input::demand(run(0, 4), SIZE));
+        let outputs = bench.wait(3_000_000);
+        assert!(!outputs.contains(&Output::Close { link: neighbour }));
+        bench.read_on();
+        let outputs = bench.wait(3_000_000);
+        assert!(outputs.contains(&Output::Close { link: neighbour }), "one that was told a window answers");
+    }
+
+    /// A reader whose address had changed was refused by its origin for half a minute, for the link that it had lost.
+    #[test]
+    fn whoever_opens_a_second_link_has_lost_the_first() {
+        let mut bench = Bench::new();
+        let lost = bench.link(3, false, vec![]);
+        let link = bench.node.accept(([10, 0, 0, 9], 40_000).into(), Time(bench.now)).expect("there is room");
+        let outputs = bench.frame(link, Frame::Hello(hello(3, false)));
+        assert!(outputs.contains(&Output::Close { link: lost }) && !outputs.contains(&Output::Close { link }));
+    }
+
+    #[test]
+    fn a_demand_that_was_given_up_is_asked_of_nobody() {
+        let mut bench = Bench::new();
+        bench.give(Input::demand(run(0, 4), SIZE));
+        bench.give(Input::demand(run(64, 4), SIZE));
+        bench.give(Input::Undemand { run: run(0, 4) });
+        let mut outputs = bench.drain();
+        bench.link(2, true, vec![]);
+        outputs.extend(bench.wait(50_000));
+        let wanted = outputs.iter().filter_map(|output| match output {
+            Output::Send { frame: Frame::Want { run, .. }, .. } => Some(*run),
+            _ => None,
+        });
+        assert_eq!(wanted.collect::<Vec<_>>(), [run(64, 4)]);
+    }
+
+    #[test]
+    fn peers_are_remembered_by_address_and_room_is_made_for_new_ones() {
+        let mut bench = Bench::new();
+        let key = OriginKey::from_seed(&[1; 32]);
+        let totals = crate::wire::head::Totals::default();
+        let head = crate::wire::head::TreeHead::sign(hello(1, false).tree, 1, hash(7), 0, totals, &key);
+        // An origin that starts again and again, each time with another id: one is dialled.
+        for node in 100..200 {
+            let welcome = Welcome { node: NodeId(node), port: 19024, origin: true, head: head.clone(), peers: vec![] };
+            let from = ([10, 0, 0, 2], 19024).into();
+            bench.node.handle(Input::Welcome { from, welcome: Box::new(welcome) }, Time(bench.now));
+        }
+        let dialled = |outputs: Vec<Output>| {
+            outputs.into_iter().filter(|output| matches!(output, Output::Connect { .. })).count()
+        };
+        assert_eq!(dialled(bench.wait(50_000)), 1);
+        for node in 0..5000u32 {
+            let addr = (std::net::Ipv4Addr::from(0x0b00_0000 + node), 19024).into();
+            bench.node.learn_peer(NodeId(1000 + node as u64), addr, false);
+        }
+        let known: Vec<NodeId> = bench.node.known_peers().collect();
+        assert!(known.contains(&NodeId(5999)), "the last one, too");
+        assert_eq!(known.len(), 2048);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_its_own_loopback() {
+        let mut bench = Bench::new();
+        let local = bench.node.accept(([127, 0, 0, 1], 40_000).into(), Time(bench.now)).expect("there is room");
+        bench.frame(local, Frame::Hello(hello(3, false)));
+        let remote = bench.link(4, false, vec![]);
+        let named = |outputs: Vec<Output>| {
+            outputs.into_iter().find_map(|output| match output {
+                Output::Send { frame: Frame::Peers(peers), .. } => Some(peers.len()),
+                _ => None,
+            })
+        };
+        assert_eq!(named(bench.frame(remote, Frame::Ask { count: 8 })), Some(0));
+        assert_eq!(named(bench.frame(local, Frame::Ask { count: 8 })), Some(1));
+    }
+
+    /// An origin with a tree of two objects; what it is asked for first.
+    fn origin_with(wanted: Run) -> (Bench, LinkId, Vec<Output>) {
+        let mut node = Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0));
+        node.handle(Input::Tick, Time(0));
+        let mut bench = Bench { node, now: 0 };
+        let reader = bench.link(2, false, vec![wanted]);
+        let outputs = bench.give(Input::Resolved { object: wanted.object, size: Some(SIZE) });
+        (bench, reader, outputs)
+    }
+
+    fn prepared(outputs: &[Output]) -> bool {
+        outputs.iter().any(|output| matches!(output, Output::Prepare { .. }))
+    }
+
+    /// A file that could not be read once, for want of descriptors or of a disk that answers, was refused until the origin
+    /// was started again.
+    #[test]
+    fn an_origin_tries_again_what_it_could_not_read() {
+        let (mut bench, reader, outputs) = origin_with(run(0, 64));
+        assert!(prepared(&outputs));
+        let segment = SegmentId { object: ObjectId([1; 16]), index: 0 };
+        bench.frame(reader, Frame::GetHeader(segment));
+        let reason = PrepareError::Gone(GoneReason::Unreadable);
+        let outputs = bench.give(Input::PrepareFailed { segment, reason });
+        assert!(outputs.contains(&Output::Send { link: reader, frame: Frame::NoHeader(segment) }), "{outputs:?}");
+        let mut waited = 0;
+        let again = loop {
+            let state = State { full: true, room: 16, added: vec![run(0, 64)], ..State::default() };
+            let mut outputs = bench.frame(reader, Frame::State(state));
+            outputs.extend(bench.wait(500_000));
+            waited += 500;
+            if prepared(&outputs) || waited > 10_000 {
+                break waited;
+            }
+        };
+        assert!((4_000..=6_000).contains(&again), "tried again after {again} ms");
+    }
+
+    /// Sizes were all forgotten at a bound, also that of a segment being read: its blocks never counted as here, and it was
+    /// never read again.
+    #[test]
+    fn a_segment_read_while_a_walk_passes_many_objects_is_sent() {
+        let (mut bench, reader, outputs) = origin_with(run(0, 64));
+        assert!(prepared(&outputs));
+        for number in 0..provide::MAX_SIZES as u64 + 10 {
+            let mut object = [2; 16];
+            object[..8].copy_from_slice(&number.to_le_bytes());
+            bench.node.handle(Input::Resolved { object: ObjectId(object), size: Some(1) }, Time(bench.now));
+        }
+        bench.link(3, false, vec![run(64, 64)]);
+        let segment = SegmentId { object: ObjectId([1; 16]), index: 0 };
+        let outputs = bench.give(Input::Prepared { segment, zero: 0 });
+        let offered =
+            |output: &Output| matches!(output, Output::Send { link, frame: Frame::Offer { .. } } if *link == reader);
+        assert!(outputs.iter().any(offered));
+        assert!(bench.node.has_block(BlockId { object: segment.object, index: 63 }));
     }
 }

@@ -4,7 +4,7 @@
 //! every batch of events `settle` lets the node draw its consequences and carries them out.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::links::{self, LinkIo, Owed};
 use super::waiting::Waiting;
-use super::{Command, Neighbour, Read, Shared, Snapshot, Unavailable, page_bytes};
+use super::{Command, Neighbour, Read, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in, segment_len};
 use crate::net::sockets::{self, Sockets};
@@ -51,6 +51,8 @@ pub struct Core {
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
     waiting: Waiting,
+    /// Parked reads that the node was not told of yet.
+    undemanded: VecDeque<Ticket>,
     tree: Option<Arc<Tree>>,
     net: NetSettings,
     me: NodeId,
@@ -127,7 +129,7 @@ impl Core {
             node.handle(Input::Welcome { from, welcome: Box::new(welcome) }, Time(0));
         }
         if prefetch {
-            node.handle(Input::WantPage { hash: head.root }, Time(0));
+            node.handle(Input::PageAhead { hash: head.root }, Time(0));
         }
         Core {
             node,
@@ -136,6 +138,7 @@ impl Core {
             statistics: Statistics::default(),
             scratch: vec![0; 256 * 1024],
             waiting: Waiting::default(),
+            undemanded: VecDeque::new(),
             tree,
             net,
             me,
@@ -170,12 +173,16 @@ impl Core {
     /// Ends a batch of events.
     pub fn settle(&mut self) {
         self.node.settle();
-        while let Some(output) = self.node.poll_output() {
-            self.carry_out(output);
-        }
+        self.carry_all_out();
         let next = self.node.next_tick();
         if next < self.armed {
             self.rearm.notify_one();
+        }
+    }
+
+    fn carry_all_out(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            self.carry_out(output);
         }
     }
 
@@ -233,7 +240,7 @@ impl Core {
             Output::DropPage { hash } => {
                 self.shared.pages.write().expect("no holder of this lock panics").remove(&hash);
             }
-            Output::PageGone { hash } => self.waiting.fail_page(hash),
+            Output::PageGone { hash } => self.waiting.fail_page(hash, Unavailable::Gone),
             Output::Gone { object, reason } => {
                 let why = match reason {
                     GoneReason::Replaced => Unavailable::Gone,
@@ -379,6 +386,8 @@ impl Core {
             return self.on_wrong_header(link);
         }
         let zero = header.zero();
+        // A chunk that was dropped and begun anew in this batch must be out of the cache before.
+        self.carry_all_out();
         self.shared.cache.admit(header, self.node.wants_whole(id));
         self.handle(Input::Header { segment: id, zero });
         self.waiting.wake(id, &self.shared);
@@ -398,10 +407,11 @@ impl Core {
         let hash = PageHash::of(&bytes);
         if !self.node.page_answered(link, &hash) {
             tracing::warn!(peer = %self.peer(link), "a peer sent a page that was not asked for; dropped and avoided");
-            return self.handle(Input::BadPage { link });
+            return self.handle(Input::BadFrame { link });
         }
-        // The second of two answers is no fault.
         if !self.node.wants_page(&hash) {
+            // The second of two answers; it is no fault, however late it comes.
+            self.statistics.unexpected += 1;
             return;
         }
         match Page::parse(bytes) {
@@ -409,6 +419,8 @@ impl Core {
             Err(error) => {
                 // Its name is right, so the origin itself signed it: nobody else will have a better one.
                 tracing::error!(%error, ?hash, "the origin's catalogue has a malformed page");
+                self.waiting.fail_page(hash, Unavailable::Unreadable);
+                self.handle(Input::BadPage { hash });
             }
         }
     }
@@ -420,7 +432,7 @@ impl Core {
         if self.prefetch {
             for child in page.children() {
                 if self.shared.page(&child).is_none() {
-                    self.handle(Input::WantPage { hash: child });
+                    self.handle(Input::PageAhead { hash: child });
                 }
             }
         }
@@ -434,7 +446,8 @@ impl Core {
                 Some(slices) => done(Ok(slices)),
                 None => {
                     self.waiting.park_read(ticket, read, done);
-                    self.demand(&read);
+                    self.undemanded.push_back(ticket);
+                    self.demand_parked();
                 }
             },
             Command::Page { ticket, hash, deadline, done } => {
@@ -450,7 +463,10 @@ impl Core {
                     },
                 }
             }
-            Command::Cancel(ticket) => self.waiting.cancel(ticket),
+            Command::Cancel(ticket) => {
+                self.waiting.cancel(ticket);
+                self.undemand();
+            }
             Command::Window { reader, window } => {
                 let wanted = |wanted: &super::Wanted| Wanted {
                     run: Run {
@@ -469,11 +485,24 @@ impl Core {
         }
     }
 
-    fn demand(&mut self, read: &Read) {
-        let blocks = blocks_in(read.size, read.offset, read.len as u64);
-        if !blocks.is_empty() {
-            let run = Run { object: read.object, first: blocks.start, count: blocks.end - blocks.start };
-            self.handle(Input::demand(run, read.size));
+    /// Demands what parked reads lack, as far as the node takes demands.
+    fn demand_parked(&mut self) {
+        while self.node.takes_demands()
+            && let Some(ticket) = self.undemanded.pop_front()
+        {
+            let Some(read) = self.waiting.parked(ticket) else { continue };
+            if let Some(run) = run_of(&read) {
+                self.handle(Input::demand(run, read.size));
+            }
+        }
+    }
+
+    /// Takes back the demands of reads that were given up.
+    fn undemand(&mut self) {
+        for read in self.waiting.take_given_up() {
+            if let Some(run) = run_of(&read) {
+                self.handle(Input::Undemand { run });
+            }
         }
     }
 
@@ -550,6 +579,8 @@ impl Core {
 
     fn housekeeping(&mut self) {
         self.waiting.expire(Instant::now());
+        self.undemand();
+        self.demand_parked();
         let neighbours = self.node.neighbours().map(|(address, origin, position)| Neighbour {
             address,
             origin,
@@ -581,6 +612,12 @@ impl Core {
         };
         *self.shared.snapshot.lock().expect("no holder of this lock panics") = snapshot;
     }
+}
+
+/// The blocks that a read is about; none if it is empty.
+fn run_of(read: &Read) -> Option<Run> {
+    let blocks = blocks_in(read.size, read.offset, read.len as u64);
+    (!blocks.is_empty()).then(|| Run { object: read.object, first: blocks.start, count: blocks.end - blocks.start })
 }
 
 /// Lets a batch of events take effect and starts what it gave rise to.
@@ -621,8 +658,10 @@ async fn run_errand(core: Handle, errand: Errand) {
             let net = core.borrow().net.clone();
             // Names of peers are resolved here, which may wait for a name server.
             let sent = tokio::task::spawn_blocking(move || {
+                // First what needs no name server.
+                let sent = sockets::broadcast(&bytes, &net);
                 let peers = sockets::resolve(&net.peers);
-                sockets::broadcast(&bytes, &net).map(|_| (bytes, peers))
+                sent.map(|_| (bytes, peers))
             });
             match sent.await {
                 Ok(Ok((bytes, peers))) => {

@@ -172,13 +172,12 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
             return settle(&core);
         }
     };
-    // The node may have given up waiting at this very moment.
-    if !core.borrow().node.has_link(link) {
-        return;
+    // The node may have given it up just before.
+    if core.borrow().node.has_link(link) {
+        attach(&core, link, stream, addr);
+        core.borrow_mut().handle(Input::Connected { link });
+        settle(&core);
     }
-    attach(&core, link, stream, addr);
-    core.borrow_mut().handle(Input::Connected { link });
-    settle(&core);
 }
 
 /// Takes connections as long as the loop runs.

@@ -17,6 +17,8 @@ pub struct Waiting {
     by_segment: HashMap<SegmentId, Vec<Ticket>>,
     pages: HashMap<PageHash, Vec<PageWait>>,
     by_ticket: HashMap<Ticket, PageHash>,
+    /// Reads that were answered without their bytes since somebody looked.
+    given_up: Vec<Read>,
 }
 
 struct PageWait {
@@ -36,6 +38,20 @@ impl Waiting {
     pub fn park_page(&mut self, ticket: Ticket, hash: PageHash, deadline: Option<Instant>, done: PageDone) {
         self.pages.entry(hash).or_default().push(PageWait { ticket, deadline, done });
         self.by_ticket.insert(ticket, hash);
+    }
+
+    /// A read that still waits.
+    pub fn parked(&self, ticket: Ticket) -> Option<Read> {
+        self.reads.get(&ticket).map(|(read, _)| *read)
+    }
+
+    /// Reads that were answered without their bytes since this was last called.
+    pub fn take_given_up(&mut self) -> Vec<Read> {
+        std::mem::take(&mut self.given_up)
+    }
+
+    pub fn fail_page(&mut self, hash: PageHash, why: Unavailable) {
+        self.fail_pages(hash, |_| Some(why));
     }
 
     /// Blocks of a segment came in: whoever has all that it waits for is answered.
@@ -62,13 +78,10 @@ impl Waiting {
         self.fail_reads(|read| (read.object == object).then_some(why));
     }
 
-    /// A page of a tree that is no more.
-    pub fn fail_page(&mut self, hash: PageHash) {
-        self.fail_pages(hash, |_| Some(Unavailable::Gone));
-    }
-
     pub fn cancel(&mut self, ticket: Ticket) {
+        let parked = self.parked(ticket);
         if let Some(done) = self.take_read(ticket) {
+            self.given_up.extend(parked);
             done(Err(Unavailable::Stopped));
         }
         if let Some(hash) = self.by_ticket.get(&ticket).copied() {
@@ -96,7 +109,9 @@ impl Waiting {
         let failed: Vec<(Ticket, Unavailable)> =
             self.reads.iter().filter_map(|(ticket, (read, _))| Some((*ticket, why(read)?))).collect();
         for (ticket, why) in failed {
+            let parked = self.parked(ticket);
             if let Some(done) = self.take_read(ticket) {
+                self.given_up.extend(parked);
                 done(Err(why));
             }
         }

@@ -14,7 +14,7 @@ use crate::chunk::{ChunkId, Run};
 use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
 use crate::wire::frame::{Frame, MAX_STATE_RUNS, NodeId, State};
 
-/// Peers remembered; the next one is forgotten at once. A rack row is a thousand.
+/// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
 const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
@@ -337,7 +337,6 @@ impl Node {
 
     /// Measures rates, ends silent links, keeps quiet ones alive.
     pub(super) fn check_links(&mut self) {
-        let i_want = !self.requests.is_idle();
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
@@ -347,7 +346,10 @@ impl Node {
                 }
                 continue;
             }
-            let active = i_want || !link.is_idle();
+            // The other side must have a reason to speak: a window that it was told, or blocks that it owes. Whoever only
+            // pulls a block now and then would take its quiet neighbours for dead.
+            let told = if link.origin { &self.gossip.origins } else { &self.gossip.neighbours };
+            let active = !told.window.is_empty() || self.requests.is_served_by(id) || !link.is_idle();
             if active && !link.active {
                 link.active_since = self.now;
             }
@@ -503,19 +505,33 @@ impl Node {
         if origin && !self.gossip.known.get(&node).is_some_and(|known| known.origin) {
             self.forget_an_origin();
         }
-        let known = self.gossip.known.len();
-        let entry = self.gossip.known.entry(node);
-        match entry {
-            std::collections::btree_map::Entry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
-                entry.addr = addr;
-                entry.origin |= origin;
-                entry.tries = 0;
-            }
-            std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
-                entry.insert(Known { addr, origin, perhaps_origin: false, next_try: self.now, tries: 0 });
-            }
-            _ => {}
+        if let Some(known) = self.gossip.known.get_mut(&node) {
+            known.addr = addr;
+            known.origin |= origin;
+            known.tries = 0;
+            return;
+        }
+        if self.gossip.known.len() >= MAX_KNOWN {
+            self.forget_worst_peer();
+        }
+        let (perhaps_origin, tries) = (false, 0);
+        let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries };
+        self.gossip.known.insert(node, known);
+    }
+
+    /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
+    /// one. Else a long life would remember every start of every host.
+    pub(super) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {
+        self.gossip.known.retain(|other, known| *other == node || known.addr != addr);
+    }
+
+    /// Makes room for another peer: the one that failed most often goes, of equals no origin.
+    fn forget_worst_peer(&mut self) {
+        let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
+        let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
+        let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
+        if let Some(node) = worst {
+            self.gossip.known.remove(&node);
         }
     }
 
@@ -548,11 +564,20 @@ impl Node {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn known_peers(&self) -> impl Iterator<Item = NodeId> {
+        self.gossip.known.keys().copied()
+    }
+
     /// Random neighbours of mine, for somebody who is new, and the origin, in case it has not found that by itself.
-    fn some_peers(&mut self, not: NodeId, count: usize) -> Vec<Peer> {
+    fn some_peers(&mut self, not: NodeId, at: SocketAddr, count: usize) -> Vec<Peer> {
         let peer = |link: &super::Link| Peer { node: link.peer, addr: link.addr };
-        let origin = self.links.values().find(|link| link.greeted && link.origin && link.peer != not).map(peer);
-        let peers = self.links.values().filter(|link| link.greeted && !link.origin && link.peer != not).map(peer);
+        // Another host would find itself at this one's loopback.
+        let of_use = |link: &&super::Link| {
+            link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback())
+        };
+        let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
+        let peers = self.links.values().filter(of_use).filter(|link| !link.origin).map(peer);
         let peers = self.rng.choose_multiple(peers, count.saturating_sub(origin.is_some() as usize));
         origin.into_iter().chain(peers).collect()
     }
@@ -566,7 +591,8 @@ impl Node {
 
     pub(super) fn on_ask(&mut self, id: LinkId, count: u8) {
         let Some(link) = self.links.get(&id) else { return };
-        let peers = self.some_peers(link.peer, (count as usize).min(MAX_PEERS));
+        let (peer, addr) = (link.peer, link.addr);
+        let peers = self.some_peers(peer, addr, (count as usize).min(MAX_PEERS));
         self.send(id, Frame::Peers(peers));
     }
 
@@ -582,14 +608,18 @@ impl Node {
         }
         let mut to = from;
         to.set_port(join.port);
-        let peers = self.some_peers(join.node, self.policy.links.min(MAX_PEERS));
+        let peers = self.some_peers(join.node, from, self.policy.links.min(MAX_PEERS));
         self.out.push_back(Output::Welcome { to, peers });
     }
 
     pub(super) fn on_welcome(&mut self, from: SocketAddr, welcome: Welcome) {
         let mut addr = from;
         addr.set_port(welcome.port);
+        self.forget_namesakes(welcome.node, addr);
         self.learn_peer(welcome.node, addr, welcome.origin);
+        if !self.me.origin {
+            self.me.sequence = self.me.sequence.max(welcome.head.sequence);
+        }
         if welcome.origin
             && let Some(known) = self.gossip.known.get_mut(&welcome.node)
         {

@@ -99,7 +99,9 @@ impl Store {
         let all = whole.map_or(0, |count| u64::MAX >> (BLOCKS_PER_SEGMENT - count.clamp(1, BLOCKS_PER_SEGMENT)));
         let need = ((taken | blocks | all) & !zero).count_ones() as u8;
         let more = need.saturating_sub(before) as u32;
-        while self.reserved + more > self.budget {
+        // A chunk of zeros takes no block, but it takes a place: else a hole of any size would be remembered whole.
+        let new = usize::from(!self.chunks.contains(&id));
+        while self.reserved + more > self.budget || self.chunks.len() + new > self.budget as usize {
             let Some(oldest) = self.chunks.iter().rev().map(|(old, _)| *old).find(|old| *old != id && may_go(old))
             else {
                 return false;
@@ -208,6 +210,17 @@ mod tests {
         assert_eq!(store.reserved(), 2);
         assert!(store.has(BlockId { object: ObjectId([1; 16]), index: 63 }));
         assert!(!store.has(BlockId { object: ObjectId([1; 16]), index: 0 }));
+    }
+
+    #[test]
+    fn chunks_of_zeros_are_no_more_than_the_budget_has_blocks() {
+        let mut store = Store::new(128);
+        for chunk in 0..1000 {
+            let id = segment(chunk * SEGMENTS_PER_CHUNK);
+            assert!(store.reserve(id, 1, None, |_| true, &mut Vec::new()));
+            store.header(id, u64::MAX);
+        }
+        assert_eq!((store.reserved(), store.chunks()), (0, 128));
     }
 
     #[derive(Clone, Debug)]

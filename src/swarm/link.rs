@@ -42,6 +42,8 @@ pub struct Link {
     /// Who is at the other end; meaningless before it is greeted.
     pub peer: NodeId,
     pub origin: bool,
+    /// Of the newest head that it has.
+    pub sequence: u64,
     /// A STATE came: it is known what it wants.
     pub known: bool,
     /// What it wants, nearest first.
@@ -80,6 +82,7 @@ impl Link {
             greeted: false,
             peer: NodeId(0),
             origin: false,
+            sequence: 0,
             known: false,
             window: VecDeque::new(),
             taken: BTreeMap::new(),
@@ -226,12 +229,13 @@ impl Node {
             self.counters.refused_peers += 1;
             return self.close_link(id);
         }
-        // When both sides opened, the link of the lower id stays: both decide alike.
+        // When both sides opened, the link of the lower id stays: both decide alike. Whoever opens a second one has lost
+        // the first, which may look alive here for long: its address changed, or its cable was out.
         let twin = self.links.iter().find(|(other, link)| **other != id && link.greeted && link.peer == hello.node);
         if let Some((&twin, other)) = twin {
             let mine_stays = self.me.node < hello.node;
             let this_is_mine = self.links[&id].opened_by_me;
-            if other.opened_by_me != this_is_mine && this_is_mine == mine_stays {
+            if other.opened_by_me == this_is_mine || this_is_mine == mine_stays {
                 self.close_link(twin);
             } else {
                 return self.close_link(id);
@@ -241,9 +245,11 @@ impl Node {
         link.greeted = true;
         link.peer = hello.node;
         link.origin = hello.origin;
+        link.sequence = hello.sequence;
         // What an inbound connection comes from is not where it can be reached.
         link.addr.set_port(hello.port);
         let addr = link.addr;
+        self.forget_namesakes(hello.node, addr);
         self.learn_peer(hello.node, addr, hello.origin);
         self.compare_sequence(id, hello.sequence);
         self.introduce(id);
@@ -282,7 +288,9 @@ impl Node {
         }
         link.known = true;
         let sequence = state.sequence;
-        link.position = state.position;
+        link.sequence = state.sequence;
+        // Places are added up: none is near the end of the numbers.
+        link.position = state.position.min(u64::MAX / 4);
         link.rate = state.rate as u64 * 1024;
         link.room = state.room as i32 - link.offers_weight() as i32;
         let window: Vec<Run> = link.window.iter().copied().collect();

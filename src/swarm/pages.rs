@@ -1,6 +1,9 @@
 //! The catalogue's way through the swarm: a page is asked of a neighbour first, then of the origin.
+//!
+//! Few are asked for at once, those that somebody waits for first: a large catalogue that is fetched ahead would pile up
+//! at whoever answers until that took the link for dead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lru::LruCache;
 
@@ -12,12 +15,22 @@ use crate::wire::head::PageHash;
 const TRIES: usize = 2;
 /// An answer later than this is waited for no longer.
 const PATIENCE: u64 = 1_000_000;
-/// Pages waited for at once: a deep path needs a handful, a prefetch of the whole catalogue goes on as they come.
-const MAX_WANTED: usize = 4096;
+/// After everybody was tried in vain.
+const PAUSE: u64 = 200_000;
+/// Pages asked for at once: 2 MiB of answers, half of what a link may have unsent.
+const ASKED: usize = 64;
+/// The same of those that nobody waits for.
+const ASKED_AHEAD: usize = 32;
+/// Pages wanted that nobody waits for; more are not fetched ahead. Those waited for are as many as parked requests.
+const MAX_AHEAD: usize = 4096;
 
 struct Want {
+    /// Somebody waits for it.
+    demanded: bool,
     asked: Option<(LinkId, Time)>,
     tried: BTreeSet<LinkId>,
+    /// Everybody was tried: not again before.
+    rests: Time,
 }
 
 pub struct PageDesk {
@@ -27,31 +40,64 @@ pub struct PageDesk {
     wanted: BTreeMap<PageHash, Want>,
     /// What was asked of each link and not answered: an answer is welcome however late, anything else was not asked for.
     unanswered: BTreeMap<LinkId, BTreeSet<PageHash>>,
+    /// Those wanted that nobody is asked for now, the next one in front; some may have come meanwhile.
+    queue: VecDeque<PageHash>,
 }
 
 impl PageDesk {
     pub fn new(budget: u64) -> PageDesk {
-        PageDesk { held: LruCache::unbounded(), bytes: 0, budget, wanted: BTreeMap::new(), unanswered: BTreeMap::new() }
+        PageDesk {
+            held: LruCache::unbounded(),
+            bytes: 0,
+            budget,
+            wanted: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            queue: VecDeque::new(),
+        }
     }
 
     /// Whoever was asked over this link must be asked elsewhere, at the next tick.
     pub fn forget_link(&mut self, id: LinkId) {
         self.unanswered.remove(&id);
-        for want in self.wanted.values_mut() {
+        for (hash, want) in &mut self.wanted {
             want.tried.remove(&id);
             if want.asked.is_some_and(|(asked, _)| asked == id) {
                 want.asked = None;
+                self.queue.push_front(*hash);
             }
+        }
+    }
+
+    /// It will be asked for again.
+    fn put_back(&mut self, hash: PageHash) {
+        match self.wanted.get(&hash) {
+            Some(want) if want.demanded => self.queue.push_front(hash),
+            Some(_) => self.queue.push_back(hash),
+            None => {}
         }
     }
 }
 
 impl Node {
-    pub(super) fn want_page(&mut self, hash: PageHash) {
-        if self.pages.wanted.len() < MAX_WANTED && !self.pages.wanted.contains_key(&hash) {
-            self.pages.wanted.insert(hash, Want { asked: None, tried: BTreeSet::new() });
-            self.ask_page(hash);
+    /// Somebody waits for a page, or it is fetched ahead.
+    pub(super) fn want_page(&mut self, hash: PageHash, demanded: bool) {
+        let full = self.pages.wanted.len() >= MAX_AHEAD;
+        match self.pages.wanted.get_mut(&hash) {
+            Some(want) if want.demanded || !demanded => return,
+            Some(want) => {
+                want.demanded = true;
+                if want.asked.is_some() {
+                    return;
+                }
+            }
+            None if !demanded && full => return,
+            None => {
+                let want = Want { demanded, asked: None, tried: BTreeSet::new(), rests: Time(0) };
+                self.pages.wanted.insert(hash, want);
+            }
         }
+        self.pages.put_back(hash);
+        self.ask_pages();
     }
 
     /// Whether a page that arrives was asked for.
@@ -69,8 +115,33 @@ impl Node {
         (self.pages.held.len(), self.pages.bytes)
     }
 
-    fn ask_page(&mut self, hash: PageHash) {
-        let Some(want) = self.pages.wanted.get_mut(&hash) else { return };
+    /// Asks for what is next, as much as may be under way.
+    fn ask_pages(&mut self) {
+        if !self.links.values().any(|link| link.greeted) {
+            return;
+        }
+        let mut asked = self.pages.wanted.values().filter(|want| want.asked.is_some()).count();
+        let mut later = Vec::new();
+        while asked < ASKED
+            && let Some(hash) = self.pages.queue.pop_front()
+        {
+            let Some(want) = self.pages.wanted.get(&hash).filter(|want| want.asked.is_none()) else { continue };
+            let full = !want.demanded && asked >= ASKED_AHEAD;
+            if !full && self.now >= want.rests && self.ask_page(hash) {
+                asked += 1;
+            } else {
+                later.push(hash);
+                if full {
+                    break;
+                }
+            }
+        }
+        later.into_iter().rev().for_each(|hash| self.pages.queue.push_front(hash));
+    }
+
+    /// Asks one neighbour or an origin; false if all were tried.
+    fn ask_page(&mut self, hash: PageHash) -> bool {
+        let Some(want) = self.pages.wanted.get_mut(&hash) else { return false };
         let now = self.now;
         let open =
             self.links.iter().filter(|(id, link)| link.greeted && !link.is_doubted(now) && !want.tried.contains(id));
@@ -90,39 +161,56 @@ impl Node {
                 want.asked = Some((id, self.now));
                 let asked = self.pages.unanswered.entry(id).or_default();
                 // Of one that never answers no more is remembered; its late answers are then no longer welcome.
-                if asked.len() < MAX_WANTED {
+                if asked.len() < MAX_AHEAD {
                     asked.insert(hash);
                 }
                 self.send(id, Frame::GetPage(hash));
             }
-            // Everybody was tried: begin again with the next tick.
+            // Begin again, after a while.
             None => {
-                want.asked = None;
                 want.tried.clear();
+                want.rests = self.now.plus(PAUSE);
             }
         }
+        target.is_some()
     }
 
     pub(super) fn check_pages(&mut self) {
-        let late = |want: &Want| want.asked.is_none_or(|(_, since)| self.now.since(since) > PATIENCE);
+        let late = |want: &Want| want.asked.is_some_and(|(_, since)| self.now.since(since) > PATIENCE);
         let due: Vec<PageHash> =
             self.pages.wanted.iter().filter(|(_, want)| late(want)).map(|(hash, _)| *hash).collect();
         for hash in due {
-            if let Some(want) = self.pages.wanted.get_mut(&hash)
-                && let Some((id, _)) = want.asked.take()
-            {
-                want.tried.insert(id);
-                // An origin may have many pages to send to many.
-                if !self.is_origin(id) {
-                    self.break_promise(id);
-                }
+            let asked = self.pages.wanted.get(&hash).and_then(|want| want.asked);
+            self.page_not_from(hash);
+            // An origin may have many pages to send to many.
+            if let Some((id, _)) = asked.filter(|(id, _)| !self.is_origin(*id)) {
+                self.break_promise(id);
             }
-            self.ask_page(hash);
         }
+        self.ask_pages();
+    }
+
+    /// Whoever was asked for a page does not give it.
+    fn page_not_from(&mut self, hash: PageHash) {
+        if let Some(want) = self.pages.wanted.get_mut(&hash)
+            && let Some((id, _)) = want.asked.take()
+        {
+            want.tried.insert(id);
+            self.pages.put_back(hash);
+        }
+    }
+
+    /// Nobody will ever have a page that can be used.
+    pub(super) fn give_page_up(&mut self, hash: PageHash) {
+        if self.pages.wanted.remove(&hash).is_some() {
+            self.out.push_back(Output::PageGone { hash });
+        }
+        self.ask_pages();
     }
 
     pub(super) fn on_page(&mut self, hash: PageHash, len: u32) {
         self.pages.wanted.remove(&hash);
+        self.ask_pages();
         if self.pages.held.put(hash, len).is_none() {
             self.pages.bytes += len as u64;
         }
@@ -135,17 +223,16 @@ impl Node {
 
     pub(super) fn on_no_page(&mut self, id: LinkId, hash: PageHash) {
         self.page_answered(id, &hash);
-        if let Some(want) = self.pages.wanted.get_mut(&hash)
-            && want.asked.is_some_and(|(asked, _)| asked == id)
-        {
-            want.tried.insert(id);
-            // An origin has every page that counts: this one is of a tree that is no more.
-            if self.is_origin(id) {
-                self.pages.wanted.remove(&hash);
-                return self.out.push_back(Output::PageGone { hash });
-            }
-            self.ask_page(hash);
+        let asked = self.pages.wanted.get(&hash).is_some_and(|want| want.asked.is_some_and(|(asked, _)| asked == id));
+        let Some(link) = self.links.get(&id).filter(|_| asked) else { return };
+        let (origin, sequence) = (link.origin, link.sequence);
+        if origin && sequence == self.me.sequence {
+            // It has all of the version that it announced, so the page is of another one: whoever waits looks anew.
+            return self.give_page_up(hash);
         }
+        self.compare_sequence(id, sequence);
+        self.page_not_from(hash);
+        self.ask_pages();
     }
 
     pub(super) fn on_get_page(&mut self, id: LinkId, hash: PageHash) {

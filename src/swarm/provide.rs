@@ -35,6 +35,8 @@ const MAX_SENT: usize = 4096;
 const MAX_COPIES: usize = 8192;
 /// An offer not answered for so long is withdrawn.
 const UNANSWERED: u64 = 3_000_000;
+/// How long it is believed that an object cannot be read: a disk recovers, a file is put back.
+const FAILED: u64 = 5_000_000;
 /// Objects whose size an origin remembers for its neighbours' windows.
 pub const MAX_SIZES: usize = 1 << 17;
 
@@ -51,7 +53,8 @@ pub struct Provide {
     preparing: BTreeSet<SegmentId>,
     /// Segments not to be tried before.
     later: BTreeMap<SegmentId, Time>,
-    failed: BTreeMap<ObjectId, GoneReason>,
+    /// Objects that could not be read, and when.
+    failed: BTreeMap<ObjectId, (GoneReason, Time)>,
     resolving: BTreeSet<ObjectId>,
     /// Pulls of objects whose size is being asked for.
     parked: Vec<(LinkId, u32, bool, Run)>,
@@ -429,7 +432,8 @@ impl Node {
                 self.provide.later.insert(segment, self.now.plus(after_us));
             }
             PrepareError::Gone(reason) => {
-                self.provide.failed.insert(segment.object, reason);
+                self.provide.failed.insert(segment.object, (reason, self.now));
+                self.refuse_header_waits(|waits| waits.object == segment.object);
                 self.forget_demands(segment.object);
                 let ids: Vec<LinkId> = self.links.keys().copied().collect();
                 for id in ids {
@@ -451,10 +455,7 @@ impl Node {
 
     /// Asks for the sizes of objects in a neighbour's window that are not known yet.
     pub(super) fn resolve(&mut self, window: &[Run]) {
-        if self.sizes.len() > MAX_SIZES {
-            // Whoever still wants one of them will say so again.
-            self.sizes.clear();
-        }
+        self.forget_sizes();
         for run in window {
             self.resolve_object(run.object);
         }
@@ -476,6 +477,7 @@ impl Node {
                 self.prepare_owed();
             }
             None => {
+                self.refuse_header_waits(|waits| waits.object == object);
                 let wanting = |link: &super::Link| link.window.iter().any(|run| run.object == object);
                 let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| wanting(link)).map(|(id, _)| *id).collect();
                 for id in ids {
@@ -613,7 +615,7 @@ impl Node {
         let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
         let full = link.uploads.len() >= PULLED || queued >= 8 * (self.policy.uploads + self.policy.uploads_ahead);
         if full || !self.can_source(run, 0) || (self.me.origin && self.comes_from_others(id, run, starving)) {
-            if let Some(reason) = self.provide.failed.get(&run.object).copied() {
+            if let Some((reason, _)) = self.provide.failed.get(&run.object).copied() {
                 self.send(id, Frame::Gone { object: run.object, reason });
             }
             return self.send(id, Frame::Abort { transfer });
@@ -656,7 +658,9 @@ impl Node {
         let readable = self.me.origin && !self.provide.failed.contains_key(&segment.object);
         let Some(link) = self.links.get_mut(&id) else { return };
         if (coming || readable) && link.header_waits.len() < HEADER_WAITS {
-            link.header_waits.push(segment);
+            if !link.header_waits.contains(&segment) {
+                link.header_waits.push(segment);
+            }
             if self.me.origin {
                 self.resolve_object(segment.object);
                 self.prepare(segment);
@@ -664,6 +668,29 @@ impl Node {
         } else {
             self.send(id, Frame::NoHeader(segment));
         }
+    }
+
+    /// Tells those who wait for a header that it will not come from here.
+    pub(super) fn refuse_header_waits(&mut self, gone: impl Fn(SegmentId) -> bool) {
+        let mut refused = Vec::new();
+        for (id, link) in &mut self.links {
+            refused.extend(link.header_waits.extract_if(.., |segment| gone(*segment)).map(|segment| (*id, segment)));
+        }
+        for (id, segment) in refused {
+            self.send(id, Frame::NoHeader(segment));
+        }
+    }
+
+    /// Whether anything of a segment is here or awaited.
+    pub(super) fn has_some(&self, segment: SegmentId) -> bool {
+        self.store.taken(segment.chunk()).segment(segment.index % SEGMENTS_PER_CHUNK) != 0
+    }
+
+    /// What could not be read may be tried again.
+    pub(super) fn forget_failures(&mut self) {
+        let now = self.now;
+        self.provide.failed.retain(|_, (_, since)| now.since(*since) < FAILED);
+        self.provide.later.retain(|_, at| now < *at);
     }
 
     fn send_header(&mut self, id: LinkId, segment: SegmentId) {

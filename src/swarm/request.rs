@@ -14,7 +14,7 @@ use super::{Input, LinkId, Node, Output, ReaderId, Time, Wanted};
 use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SegmentId, blocks_of};
 use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 
-/// Demands that are waited for at once: as many as parked reads, whose number the kernel bounds.
+/// Demands that are waited for at once. What is parked beyond waits for its turn with the driver.
 const MAX_DEMANDS: usize = 4096;
 /// How long somebody who refused a pull is not asked for the same segment.
 const REFUSED: u64 = 200_000;
@@ -128,6 +128,11 @@ impl Requests {
         })
     }
 
+    /// Whether a link owes anything.
+    pub fn is_served_by(&self, id: LinkId) -> bool {
+        self.downloads.iter().any(|download| download.link == id)
+    }
+
     fn is_transferred(&self, chunk: ChunkId) -> bool {
         self.downloads.iter().any(|d| BlockId { object: d.run.object, index: d.run.first }.chunk() == chunk)
     }
@@ -161,15 +166,21 @@ impl Node {
     }
 
     /// A walk over a large tree passes more objects than need be remembered: those of which nothing is held or wanted go.
-    fn forget_sizes(&mut self) {
-        if self.me.origin || self.sizes.len() <= MAX_SIZES {
+    pub(super) fn forget_sizes(&mut self) {
+        if self.sizes.len() <= MAX_SIZES.max(2 * self.sizes_used) {
             return;
         }
         let held = self.store.iter().map(|(chunk, _)| chunk.object);
         let wanted = self.requests.readers.values().flatten().map(|wanted| wanted.run.object);
         let demanded = self.requests.demands.iter().map(|demand| demand.run.object);
-        let used: BTreeSet<ObjectId> = held.chain(wanted).chain(demanded).collect();
+        let mut used: BTreeSet<ObjectId> = held.chain(wanted).chain(demanded).collect();
+        for link in self.links.values() {
+            used.extend(link.uploads.iter().map(|upload| upload.run.object));
+            used.extend(link.header_waits.iter().map(|segment| segment.object));
+            used.extend(link.window.iter().filter(|_| self.me.origin).map(|run| run.object));
+        }
         self.sizes.retain(|object, _| used.contains(object));
+        self.sizes_used = self.sizes.len();
     }
 
     /// Weaves the readers' windows into one: a stretch of each in turn, until memory for them ends.
@@ -243,10 +254,22 @@ impl Node {
 
     pub(super) fn on_demand(&mut self, wanted: Wanted) {
         self.sizes.insert(wanted.run.object, wanted.size);
-        if self.requests.demands.len() < MAX_DEMANDS {
+        if self.takes_demands() {
             self.requests.demands.push(Demand { run: wanted.run, since: self.now });
         }
         self.pull();
+    }
+
+    /// Whether another demand is taken; if not, it must be made again later.
+    pub fn takes_demands(&self) -> bool {
+        self.requests.demands.len() < MAX_DEMANDS
+    }
+
+    /// One of those who demanded this gave up.
+    pub(super) fn on_undemand(&mut self, run: Run) {
+        if let Some(index) = self.requests.demands.iter().position(|demand| demand.run == run) {
+            self.requests.demands.remove(index);
+        }
     }
 
     // ---- taking what is offered
@@ -261,7 +284,8 @@ impl Node {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });
         }
         let piece = self.policy.piece(self.gossip.rate());
-        let urgent_end = self.requests.window.first().map(|run| (run.object, run.first + self.policy.urgent * piece));
+        let urgent_end =
+            self.requests.window.first().map(|run| (run.object, run.first.saturating_add(self.policy.urgent * piece)));
         let mut best: Option<(u32, Run)> = None;
         for run in runs {
             let chunk = BlockId { object: run.object, index: run.first }.chunk();
@@ -342,6 +366,7 @@ impl Node {
         }
         for (chunk, held) in dropped {
             self.requests.headers.retain(|segment, _| segment.chunk() != chunk);
+            self.refuse_header_waits(|segment| segment.chunk() == chunk);
             self.requests.window_lost |= self.requests.kept.binary_search(&chunk).is_ok();
             self.tell_lost(chunk, held.taken);
             self.out.push_back(Output::Drop { chunk });
@@ -493,6 +518,10 @@ impl Node {
             self.tell_lost(chunk, missing);
         }
         self.store.release(segment_of(run), segment_bits(run));
+        let segment = segment_of(run);
+        if !self.has_some(segment) {
+            self.refuse_header_waits(|waits| waits == segment);
+        }
         self.abort_uploads_without_source();
         self.gossip.mark_dirty();
         self.refill = true;

@@ -14,6 +14,8 @@ use crate::wire::frame::NodeId;
 
 /// How long a peer that lied is avoided.
 const AVOID: u64 = 600_000_000;
+/// The same of an origin, which may be all that there is: its blocks are checked like any others.
+const AVOID_ORIGIN: u64 = 2_000_000;
 /// How long one that only keeps no promise is avoided, and how long nothing is asked of it after the first time. The
 /// second must outlast what it had promised at that time.
 const AVOID_IDLER: u64 = 60_000_000;
@@ -49,7 +51,8 @@ impl Link {
 impl Node {
     /// Ends a link to a peer that broke the protocol or sent wrong bytes, and avoids it.
     pub(super) fn refuse_peer(&mut self, id: LinkId) {
-        self.refuse_for(id, AVOID);
+        let avoid = if self.is_origin(id) { AVOID_ORIGIN } else { AVOID };
+        self.refuse_for(id, avoid);
     }
 
     /// A neighbour did not do what it had promised. The only origin is borne with.

@@ -57,6 +57,8 @@ pub const MAX_WINDOW: usize = 256;
 pub const MAX_STATE_RUNS: usize = 2000;
 /// Blocks in one run: half a GiB, beyond any window; a longer one would only cost whoever looks at it.
 pub const MAX_RUN: u32 = 16 * 1024;
+/// The number of the last segment whose blocks all have one.
+const MAX_SEGMENT: u32 = u32::MAX / BLOCKS_PER_SEGMENT - 1;
 /// The top bit of a transfer's number: it was asked for by WANT.
 pub const WANTED: u32 = 1 << 31;
 
@@ -429,10 +431,13 @@ fn write_segment(out: &mut Writer, segment: &SegmentId) {
     out.bytes(&segment.object.0).u32(segment.index);
 }
 
-/// A segment whose blocks cannot all be numbered belongs to no object.
+/// A segment's blocks are numbered in 32 bits.
 fn read_segment(from: &mut Reader) -> Result<SegmentId, Malformed> {
     let segment = SegmentId { object: ObjectId(from.array()?), index: from.u32()? };
-    if segment.index < u32::MAX / BLOCKS_PER_SEGMENT { Ok(segment) } else { Err(Malformed::Bound("segment")) }
+    if segment.index > MAX_SEGMENT {
+        return Err(Malformed::Bound("segment"));
+    }
+    Ok(segment)
 }
 
 fn write_run(out: &mut Writer, run: &Run) {
@@ -523,7 +528,7 @@ mod tests {
     }
 
     fn segment() -> impl Strategy<Value = SegmentId> {
-        (object(), 0..u32::MAX / BLOCKS_PER_SEGMENT).prop_map(|(object, index)| SegmentId { object, index })
+        (object(), 0..=MAX_SEGMENT).prop_map(|(object, index)| SegmentId { object, index })
     }
 
     fn runs(max: usize) -> impl Strategy<Value = Vec<Run>> {
@@ -654,6 +659,18 @@ mod tests {
             let mut bytes = Vec::new();
             Frame::Accept { id: 0, run: Run { object: ObjectId([0; 16]), first, count } }.encode(&mut bytes);
             assert!(decode(&bytes).is_err(), "{first} {count}");
+        }
+    }
+
+    /// Its first block's number was computed past 32 bits, and an origin took a segment that no object has for one that
+    /// its file lost.
+    #[test]
+    fn a_segment_whose_blocks_have_no_numbers_is_refused() {
+        for (index, good) in [(MAX_SEGMENT, true), (MAX_SEGMENT + 1, false), (u32::MAX, false)] {
+            let segment = SegmentId { object: ObjectId([1; 16]), index };
+            let mut bytes = Vec::new();
+            Frame::GetHeader(segment).encode(&mut bytes);
+            assert_eq!(decode(&bytes).is_ok(), good, "{index}");
         }
     }
 }

@@ -567,11 +567,10 @@ impl World {
                     self.hosts[host].forget(segment);
                 }
             }
-            Output::PageGone { hash } => panic!("an origin of a tree that never changes lacks page {hash:?}"),
             Output::DropPage { hash } => {
                 self.hosts[host].pages.remove(&hash);
             }
-            Output::Gone { .. } => self.hosts[host].count.gone += 1,
+            Output::Gone { .. } | Output::PageGone { .. } => self.hosts[host].count.gone += 1,
         }
     }
 

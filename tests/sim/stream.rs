@@ -217,8 +217,6 @@ impl World {
                 if wanted {
                     self.hosts[host].pages.insert(hash);
                     self.input(host, Input::Page { hash, len: 30_000 });
-                } else {
-                    self.input(host, Input::BadPage { link });
                 }
             }
             Message::Data { transfer, block, offset, len, wrong } => {
