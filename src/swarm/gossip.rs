@@ -449,13 +449,7 @@ impl Node {
                 entry.tries = 0;
             }
             std::collections::btree_map::Entry::Vacant(entry) if known < MAX_KNOWN || origin => {
-                entry.insert(Known {
-                    addr,
-                    origin,
-                    perhaps_origin: false,
-                    next_try: self.now,
-                    tries: 0,
-                });
+                entry.insert(Known { addr, origin, perhaps_origin: false, next_try: self.now, tries: 0 });
             }
             _ => {}
         }

@@ -135,7 +135,9 @@ impl Link {
 
     /// How far it is: blocks that it has or awaits, counted from the number line's start.
     pub fn progress(&self) -> u64 {
-        self.position.saturating_add(self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>())
+        self.position.saturating_add(
+            self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>(),
+        )
     }
 }
 

@@ -645,7 +645,9 @@ impl Node {
         let readable = self.me.origin && !self.provide.failed.contains_key(&segment.object);
         let Some(link) = self.links.get_mut(&id) else { return };
         if (coming || readable) && link.header_waits.len() < HEADER_WAITS {
-            link.header_waits.push(segment);
+            if !link.header_waits.contains(&segment) {
+                link.header_waits.push(segment);
+            }
             if self.me.origin {
                 self.resolve_object(segment.object);
                 self.prepare(segment);

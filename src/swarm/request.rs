@@ -18,8 +18,9 @@ use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 const MAX_DEMANDS: usize = 4096;
 /// How long somebody who refused a pull is not asked for the same segment.
 const REFUSED: u64 = 200_000;
-/// A header that was asked for and has not come is asked for elsewhere.
-const HEADER_PATIENCE: u64 = 1_000_000;
+/// A header that was asked for and has not come is asked for elsewhere: before blocks that wait for it count as stalled,
+/// so that whoever sends wrong ones and keeps the header back is found out.
+const HEADER_PATIENCE: u64 = 500_000;
 /// A transfer that has begun brings a block within this: 26 kbit/s.
 const CRAWL: u64 = 10_000_000;
 
@@ -311,7 +312,8 @@ impl Node {
         let number = self.requests.begun;
         self.requests.begun += 1;
         let weight = self.weight(run);
-        let download = Download { link, transfer, run, weight, began: now, last: now, advanced: now, started: false, number };
+        let download =
+            Download { link, transfer, run, weight, began: now, last: now, advanced: now, started: false, number };
         self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true
@@ -359,7 +361,11 @@ impl Node {
         }
         let index = segment.index % crate::chunk::SEGMENTS_PER_CHUNK;
         let holders = self.links.iter().filter(|(id, link)| {
-            **id != not && link.greeted && !link.origin && !link.is_doubted(self.now) && link.taken(segment.chunk()).segment(index) != 0
+            **id != not
+                && link.greeted
+                && !link.origin
+                && !link.is_doubted(self.now)
+                && link.taken(segment.chunk()).segment(index) != 0
         });
         let holders: Vec<LinkId> = holders.map(|(id, _)| *id).collect();
         let origin = self.links.iter().find(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
@@ -582,7 +588,9 @@ impl Node {
             for missing in self.missing(run) {
                 let block = BlockId { object: missing.object, index: missing.first };
                 let at_neighbour = self.links.values().any(|link| {
-                    !link.origin && !link.is_doubted(self.now) && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK)
+                    !link.origin
+                        && !link.is_doubted(self.now)
+                        && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK)
                 });
                 if head {
                     head = false;
@@ -647,11 +655,7 @@ impl Node {
             .links
             .iter()
             .filter(|(id, link)| {
-                link.greeted
-                    && !link.origin
-                    && !link.is_doubted(self.now)
-                    && link.has_taken(chunk, block)
-                    && free(**id)
+                link.greeted && !link.origin && !link.is_doubted(self.now) && link.has_taken(chunk, block) && free(**id)
             })
             .map(|(id, _)| (busy(*id), *id))
             .collect();
