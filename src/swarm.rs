@@ -842,4 +842,105 @@ mod tests {
         assert!(outputs.iter().any(offered));
         assert!(bench.node.has_block(BlockId { object: segment.object, index: 63 }));
     }
+
+    /// The pull that a node sends over a link.
+    fn pulled(outputs: &[Output], from: LinkId) -> Option<u32> {
+        outputs.iter().find_map(|output| match output {
+            Output::Send { link, frame: Frame::Want { transfer, .. } } if *link == from => Some(*transfer),
+            _ => None,
+        })
+    }
+
+    /// Time passes, and a neighbour says all along that it is there.
+    fn wait_heard(bench: &mut Bench, heard: &[LinkId], us: u64) -> Vec<Output> {
+        let mut all = Vec::new();
+        for _ in 0..us / 100_000 {
+            for link in heard {
+                all.extend(bench.frame(*link, Frame::State(State::default())));
+            }
+            all.extend(bench.wait(100_000));
+        }
+        all
+    }
+
+    fn holder(bench: &mut Bench, node: u64) -> LinkId {
+        let link = bench.link(node, false, vec![]);
+        bench.frame(link, Frame::State(State { taken: vec![run(0, 512)], ..State::default() }));
+        link
+    }
+
+    #[test]
+    fn who_never_sends_is_left_alone_for_a_while_and_avoided_the_second_time() {
+        let mut bench = Bench::new();
+        let origin = bench.link(2, true, vec![]);
+        let idler = holder(&mut bench, 3);
+        let outputs = bench.give(Input::demand(run(0, 4), SIZE));
+        assert!(pulled(&outputs, idler).is_some(), "a neighbour that has it goes before the origin");
+        let outputs = wait_heard(&mut bench, &[origin, idler], 3_000_000);
+        assert!(pulled(&outputs, origin).is_some() && pulled(&outputs, idler).is_none());
+        let outputs = bench.give(Input::demand(run(64, 4), SIZE));
+        assert!(pulled(&outputs, idler).is_none(), "it is asked nothing while it is doubted");
+        wait_heard(&mut bench, &[origin, idler], 5_000_000);
+        let outputs = bench.give(Input::demand(run(128, 4), SIZE));
+        assert!(pulled(&outputs, idler).is_some(), "it gets another chance");
+        let outputs = wait_heard(&mut bench, &[origin, idler], 3_000_000);
+        assert!(outputs.contains(&Output::Close { link: idler }));
+        assert!(!outputs.contains(&Output::Close { link: origin }), "the only origin is borne with");
+        let back = bench.node.accept(([10, 0, 0, 3], 40_001).into(), Time(bench.now)).expect("there is room");
+        assert!(bench.frame(back, Frame::Hello(hello(3, false))).contains(&Output::Close { link: back }));
+        let other = bench.node.accept(([10, 0, 0, 4], 40_001).into(), Time(bench.now)).expect("there is room");
+        let outputs = bench.frame(other, Frame::Hello(hello(3, false)));
+        assert!(!outputs.contains(&Output::Close { link: other }), "a name alone condemns nobody");
+    }
+
+    /// A byte now and then, of a block begun again and again, was progress for ever.
+    #[test]
+    fn bytes_that_never_make_a_block_are_no_progress() {
+        let mut bench = Bench::new();
+        let origin = bench.link(2, true, vec![]);
+        let idler = holder(&mut bench, 3);
+        let outputs = bench.give(Input::demand(run(0, 4), SIZE));
+        let transfer = pulled(&outputs, idler).expect("a neighbour that has it is asked");
+        let mut outputs = Vec::new();
+        for _ in 0..120 {
+            outputs.extend(bench.give(Input::Progress { link: idler, transfer, bytes: 1 }));
+            outputs.extend(wait_heard(&mut bench, &[origin], 100_000));
+        }
+        assert!(outputs.contains(&Output::Send { link: idler, frame: Frame::Cancel { transfer } }));
+        assert!(pulled(&outputs, origin).is_some(), "and the origin is asked instead");
+    }
+
+    #[test]
+    fn an_offer_that_nobody_answers_is_withdrawn_and_its_late_acceptance_aborted() {
+        let mut bench = Bench::new();
+        let source = bench.link(2, false, vec![]);
+        let idler = bench.link(3, false, vec![run(0, 1024)]);
+        bench.read_on();
+        let outputs = bench.frame(source, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
+        let offered = outputs.iter().find_map(|output| match output {
+            Output::Send { link, frame: Frame::Offer { id, .. } } if *link == idler => Some(*id),
+            _ => None,
+        });
+        let id = offered.expect("what is awaited is offered on");
+        for _ in 0..40 {
+            bench.give(Input::Progress { link: source, transfer: 7, bytes: 1 });
+            wait_heard(&mut bench, &[source, idler], 100_000);
+        }
+        let outputs = bench.frame(idler, Frame::Accept { id, run: run(0, 2) });
+        assert!(outputs.contains(&Output::Send { link: idler, frame: Frame::Abort { transfer: id } }), "{outputs:?}");
+    }
+
+    #[test]
+    fn strangers_that_say_nothing_make_room_for_others() {
+        let mut bench = Bench::new();
+        let stranger = |bench: &mut Bench| bench.node.accept(([10, 0, 0, 9], 9).into(), Time(bench.now));
+        let mut first = None;
+        while let Some(link) = stranger(&mut bench) {
+            first = first.or(Some(link));
+        }
+        bench.wait(300_000);
+        assert!(stranger(&mut bench).is_some(), "whoever was silent longest goes");
+        let first = first.expect("there was room for some");
+        assert!(bench.drain().contains(&Output::Close { link: first }));
+    }
 }

@@ -190,7 +190,11 @@ impl Core {
         tracing::trace!(?output);
         match output {
             Output::Connect { link, addr } => self.errands.push(Errand::Connect(link, addr)),
-            Output::Close { link } => drop(self.links.remove(&link)),
+            Output::Close { link } => {
+                if let Some(io) = self.links.remove(&link) {
+                    tracing::debug!(peer = %io.addr, "link ended from this side");
+                }
+            }
             Output::Send { link, frame } => self.queue(link, &frame),
             Output::SendHeader { link, segment } => {
                 self.owe(link, Owed::Header(segment));
@@ -394,7 +398,10 @@ impl Core {
         let held: Vec<_> =
             self.links.iter_mut().flat_map(|(link, io)| io.release(id).into_iter().map(|held| (*link, held))).collect();
         for (link, (transfer, run, index, bytes)) in held {
-            self.check_block(link, transfer, run, index, bytes);
+            // One wrong block says enough of a peer.
+            if self.node.has_link(link) {
+                self.check_block(link, transfer, run, index, bytes);
+            }
         }
     }
 

@@ -18,8 +18,9 @@ use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 const MAX_DEMANDS: usize = 4096;
 /// How long somebody who refused a pull is not asked for the same segment.
 const REFUSED: u64 = 200_000;
-/// A header that was asked for and has not come is asked for elsewhere.
-const HEADER_PATIENCE: u64 = 1_000_000;
+/// A header that was asked for and has not come is asked for elsewhere: before blocks that wait for it count as stalled,
+/// so that whoever sends wrong ones and keeps the header back is found out.
+const HEADER_PATIENCE: u64 = 500_000;
 /// A transfer that has begun brings a block within this: 26 kbit/s.
 const CRAWL: u64 = 10_000_000;
 
