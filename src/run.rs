@@ -128,6 +128,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let talkative = matches!(cli.command, Command::Serve(_) | Command::Mount(_));
     log::start(cli.verbose, talkative);
+    allow_many_files();
     let result = match cli.command {
         Command::Serve(args) => serve::serve(args),
         Command::Mount(args) => return ExitCode::from(mount::mount(args)),
@@ -161,6 +162,16 @@ fn report(result: Result<(), RunError>) -> u8 {
 /// One message on standard error. Where that is closed, there is nobody to tell.
 fn say(message: &str) {
     let _ = writeln!(io::stderr(), "swarmfs: {message}");
+}
+
+/// A link takes a descriptor, and an origin has a link to every reader. The soft limit, mostly 1,024, is for programs
+/// that call select(2); with it the readers beyond would wait for ever.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn is_root() -> bool {
@@ -206,4 +217,18 @@ fn show_status(args: &StatusArgs) -> Result<(), RunError> {
     };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(RunError::Output)?;
     if silent { Err(RunError::Reported) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(512), maximum: before.maximum }).unwrap();
+        super::allow_many_files();
+        let after = getrlimit(Resource::Nofile);
+        assert_eq!((after.current, after.maximum), (before.maximum, before.maximum));
+    }
 }
