@@ -2,8 +2,8 @@
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
-//! the node and carries out what it decides, `links` moves bytes between a connection and the core, `waiting` keeps who
-//! waits for what.
+//! the node and carries out what it decides, `arrive` checks what comes in, `links` moves bytes between a connection and
+//! the core, `tasks` waits for everything else, `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,8 +25,10 @@ use crate::settings::{CacheSettings, NetSettings};
 use crate::wire::frame::NodeId;
 use crate::wire::head::{PageHash, TreeHead};
 
+mod arrive;
 mod core;
 mod links;
+mod tasks;
 mod waiting;
 
 pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
@@ -175,7 +177,7 @@ fn start(
     };
     let thread = std::thread::Builder::new().name("swarmfs-net".to_owned()).spawn(move || {
         let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, core::run(parts, sockets, orders));
+        local.block_on(&runtime, tasks::run(parts, sockets, orders));
         drop(local);
         // A disk that hangs or a silent name server must not hold up whoever waits for the end.
         runtime.shutdown_timeout(STOP);

@@ -8,35 +8,27 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
-use super::links::{self, LinkIo, Owed};
+use super::links::{LinkIo, Owed};
 use super::waiting::Waiting;
 use super::{Command, Neighbour, Read, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
-use crate::chunk::{BLOCK, Run, SegmentId, blocks_in, segment_len};
-use crate::net::sockets::{self, Sockets};
+use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
 use crate::wire::codec::Malformed;
-use crate::wire::datagram::{Datagram, Join, MAX_DATAGRAM, Welcome};
+use crate::wire::datagram::{Datagram, Join, Welcome};
 use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
-use crate::wire::head::{PageHash, TreeHead};
+use crate::wire::head::TreeHead;
 use crate::wire::header::SegmentHeader;
 
-/// How often deadlines are looked at and the snapshot is renewed.
-const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// Bytes that a row takes in a page, roughly: whether a catalogue is small enough to be fetched whole.
 const ROW_BYTES: u64 = 150;
-/// How often an origin closes files that nobody asks for any more.
-const TIDY: Duration = Duration::from_secs(60);
-/// How often an origin lists its tree again, at most, because a reader found a file changed.
-const RESCAN: Duration = Duration::from_secs(1);
 
 pub enum Role {
     Origin { tree: Arc<Tree> },
@@ -50,30 +42,30 @@ pub struct Core {
     pub statistics: Statistics,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
-    waiting: Waiting,
+    pub waiting: Waiting,
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
-    tree: Option<Arc<Tree>>,
-    net: NetSettings,
-    me: NodeId,
+    pub tree: Option<Arc<Tree>>,
+    pub net: NetSettings,
+    pub me: NodeId,
     port: u16,
     budget: u64,
     /// An origin's listing is under way, or ended so shortly ago that the next must wait.
-    rescanning: bool,
+    pub rescanning: bool,
     /// Fetch the whole catalogue: it fits an eighth of the budget.
-    prefetch: bool,
-    began: Instant,
+    pub prefetch: bool,
+    pub began: Instant,
     /// The timer sleeps until then; a nearer time must wake it.
-    armed: Time,
-    rearm: Rc<Notify>,
+    pub armed: Time,
+    pub rearm: Rc<Notify>,
     /// The node's own socket, once the loop runs.
-    socket: Option<Rc<UdpSocket>>,
+    pub socket: Option<Rc<UdpSocket>>,
     /// Work that waits, which a batch of events gave rise to.
-    errands: Vec<Errand>,
+    pub errands: Vec<Errand>,
 }
 
 /// What takes time, and is done by a task of its own.
-enum Errand {
+pub enum Errand {
     Connect(LinkId, SocketAddr),
     Prepare(SegmentId),
     Datagram(SocketAddr, Vec<u8>),
@@ -107,7 +99,7 @@ pub struct Parts {
 }
 
 impl Core {
-    fn new(parts: Parts) -> Core {
+    pub fn new(parts: Parts) -> Core {
         let Parts { shared, net, budget, role, port, me, seed } = parts;
         let head = shared.head.read().expect("no holder of this lock panics").clone();
         let (tree, answers) = match role {
@@ -164,7 +156,7 @@ impl Core {
         self.node.handle(input, now);
     }
 
-    fn head(&self) -> Arc<TreeHead> {
+    pub fn head(&self) -> Arc<TreeHead> {
         self.shared.head.read().expect("no holder of this lock panics").clone()
     }
 
@@ -180,7 +172,7 @@ impl Core {
         }
     }
 
-    fn carry_all_out(&mut self) {
+    pub fn carry_all_out(&mut self) {
         while let Some(output) = self.node.poll_output() {
             self.carry_out(output);
         }
@@ -308,7 +300,7 @@ impl Core {
     }
 
     /// The other end of a link, for people.
-    fn peer(&self, link: LinkId) -> String {
+    pub fn peer(&self, link: LinkId) -> String {
         self.links.get(&link).map_or_else(|| format!("{link:?}"), |io| io.addr.to_string())
     }
 
@@ -318,136 +310,9 @@ impl Core {
         self.handle(Input::Closed { link });
     }
 
-    // ---- what arrives over links
-
-    /// Some bytes of a block. They are kept only until the block is whole and checked.
-    pub fn on_data(&mut self, link: LinkId, data: crate::wire::frame::DataHeader, bytes: &[u8]) {
-        if !self.node.has_link(link) {
-            return;
-        }
-        let origin = self.node.is_origin(link);
-        let Some(io) = self.links.get_mut(&link) else { return };
-        let Some(whole) = io.take(data, bytes) else {
-            self.statistics.unexpected += 1;
-            return;
-        };
-        let received = if origin { &mut self.statistics.from_origin } else { &mut self.statistics.from_peers };
-        *received += bytes.len() as u64;
-        self.handle(Input::Progress { link, transfer: data.transfer, bytes: bytes.len() as u32 });
-        if let Some((run, block)) = whole {
-            self.check_block(link, data.transfer, run, data.block, block);
-        }
-    }
-
-    /// Checks a whole block against its header, or keeps it until the header comes.
-    fn check_block(&mut self, link: LinkId, transfer: u32, run: Run, index: u32, bytes: Vec<u8>) {
-        let block = crate::chunk::BlockId { object: run.object, index };
-        let Some(segment) = self.shared.cache.segment(block.segment()) else {
-            if let Some(io) = self.links.get_mut(&link) {
-                io.hold(transfer, index, bytes);
-            }
-            return;
-        };
-        let good = match segment.fill(index - block.segment().first_block(), &bytes) {
-            Ok(good) => good,
-            Err(error) => {
-                // Without memory the block is as good as not sent: the transfer stalls and is asked for again.
-                tracing::error!(%error, "no memory for a block");
-                return;
-            }
-        };
-        if !good {
-            tracing::warn!(peer = %self.peer(link), "a peer sent a wrong block; dropped and avoided");
-        }
-        self.handle(Input::Block { link, transfer, block, good });
-        if good {
-            self.waiting.wake(block.segment(), &self.shared);
-        }
-        if let Some(io) = self.links.get_mut(&link) {
-            io.recycle(bytes);
-        }
-    }
-
-    pub fn on_frame(&mut self, link: LinkId, frame: Frame) {
-        // The rest of what a peer sent before it was dropped concerns nobody; nor does what is said before a greeting.
-        match frame {
-            _ if !self.node.has_link(link) => {}
-            Frame::Header(_) | Frame::Page(_) if !self.node.is_greeted(link) => self.handle(Input::BadFrame { link }),
-            Frame::Header(bytes) => self.on_header(link, &bytes),
-            Frame::Page(bytes) => self.on_page(link, bytes),
-            frame => self.handle(Input::Frame { link, frame }),
-        }
-    }
-
-    fn on_header(&mut self, link: LinkId, bytes: &[u8]) {
-        let Ok(header) = SegmentHeader::open(bytes, &self.head().key) else {
-            return self.on_wrong_header(link);
-        };
-        let id = header.segment();
-        // Late ones are no fault: their chunk was dropped, or another neighbour was faster.
-        let Some(size) = self.node.expects_header(id) else { return };
-        if header.len() != segment_len(size, id.index) {
-            return self.on_wrong_header(link);
-        }
-        let zero = header.zero();
-        // A chunk that was dropped and begun anew in this batch must be out of the cache before.
-        self.carry_all_out();
-        self.shared.cache.admit(header, self.node.wants_whole(id));
-        self.handle(Input::Header { segment: id, zero });
-        self.waiting.wake(id, &self.shared);
-        let held: Vec<_> =
-            self.links.iter_mut().flat_map(|(link, io)| io.release(id).into_iter().map(|held| (*link, held))).collect();
-        for (link, (transfer, run, index, bytes)) in held {
-            // One wrong block says enough of a peer.
-            if self.node.has_link(link) {
-                self.check_block(link, transfer, run, index, bytes);
-            }
-        }
-    }
-
-    fn on_wrong_header(&mut self, link: LinkId) {
-        tracing::warn!(peer = %self.peer(link), "a peer sent a wrong segment header; dropped and avoided");
-        self.handle(Input::BadHeader { link });
-    }
-
-    fn on_page(&mut self, link: LinkId, bytes: Bytes) {
-        let hash = PageHash::of(&bytes);
-        if !self.node.page_answered(link, &hash) {
-            tracing::warn!(peer = %self.peer(link), "a peer sent a page that was not asked for; dropped and avoided");
-            return self.handle(Input::BadFrame { link });
-        }
-        if !self.node.wants_page(&hash) {
-            // The second of two answers; it is no fault, however late it comes.
-            self.statistics.unexpected += 1;
-            return;
-        }
-        match Page::parse(bytes) {
-            Ok(page) => self.keep_page(hash, Arc::new(page)),
-            Err(error) => {
-                // Its name is right, so the origin itself signed it: nobody else will have a better one.
-                tracing::error!(%error, ?hash, "the origin's catalogue has a malformed page");
-                self.waiting.fail_page(hash, Unavailable::Unreadable);
-                self.handle(Input::BadPage { hash });
-            }
-        }
-    }
-
-    fn keep_page(&mut self, hash: PageHash, page: Arc<Page>) {
-        self.shared.pages.write().expect("no holder of this lock panics").insert(hash, page.clone());
-        self.handle(Input::Page { hash, len: page.cost() as u32 });
-        self.waiting.page(&hash, &page);
-        if self.prefetch {
-            for child in page.children() {
-                if self.shared.page(&child).is_none() {
-                    self.handle(Input::PageAhead { hash: child });
-                }
-            }
-        }
-    }
-
     // ---- what clients order
 
-    fn obey(&mut self, command: Command) {
+    pub fn obey(&mut self, command: Command) {
         match command {
             Command::Read { ticket, read, done } => match self.shared.read_now(&read) {
                 Some(slices) => done(Ok(slices)),
@@ -493,7 +358,7 @@ impl Core {
     }
 
     /// Demands what parked reads lack, as far as the node takes demands.
-    fn demand_parked(&mut self) {
+    pub fn demand_parked(&mut self) {
         while self.node.takes_demands()
             && let Some(ticket) = self.undemanded.pop_front()
         {
@@ -505,7 +370,7 @@ impl Core {
     }
 
     /// Takes back the demands of reads that were given up.
-    fn undemand(&mut self) {
+    pub fn undemand(&mut self) {
         for read in self.waiting.take_given_up() {
             if let Some(run) = run_of(&read) {
                 self.handle(Input::Undemand { run });
@@ -513,48 +378,9 @@ impl Core {
         }
     }
 
-    // ---- datagrams
-
-    fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        match Datagram::parse(bytes) {
-            Ok(Datagram::Join(join)) => self.handle(Input::Join { from, join }),
-            Ok(Datagram::Peers(welcome)) => self.on_welcome(from, welcome),
-            Err(error) => {
-                self.statistics.malformed += 1;
-                tracing::trace!(%from, %error, "datagram dropped");
-            }
-        }
-    }
-
-    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>) {
-        let head = self.head();
-        if welcome.node == self.me || welcome.head.name != head.name {
-            return;
-        }
-        if welcome.head.key != head.key {
-            tracing::warn!(%from, key = welcome.head.key.fingerprint(), "another origin offers this tree with another key; ignored");
-            return;
-        }
-        if welcome.head.sequence > head.sequence && self.tree.is_none() {
-            self.adopt(welcome.head.clone());
-        }
-        self.handle(Input::Welcome { from, welcome });
-    }
-
-    /// From now on the tree is what this head says.
-    fn adopt(&mut self, head: TreeHead) {
-        let (sequence, root) = (head.sequence, head.root);
-        tracing::info!(sequence, "the tree changed");
-        *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
-        self.handle(Input::Head { sequence });
-        if self.prefetch && self.shared.page(&root).is_none() {
-            self.handle(Input::WantPage { hash: root });
-        }
-    }
-
     // ---- an origin's disk
 
-    fn prepared(&mut self, segment: SegmentId, result: Result<(SegmentHeader, Vec<u8>), SegmentError>) {
+    pub fn prepared(&mut self, segment: SegmentId, result: Result<(SegmentHeader, Vec<u8>), SegmentError>) {
         match result {
             Ok((header, bytes)) => {
                 let zero = header.zero();
@@ -584,7 +410,7 @@ impl Core {
         }
     }
 
-    fn housekeeping(&mut self) {
+    pub fn housekeeping(&mut self) {
         self.waiting.expire(Instant::now());
         self.undemand();
         self.demand_parked();
@@ -625,181 +451,4 @@ impl Core {
 fn run_of(read: &Read) -> Option<Run> {
     let blocks = blocks_in(read.size, read.offset, read.len as u64);
     (!blocks.is_empty()).then(|| Run { object: read.object, first: blocks.start, count: blocks.end - blocks.start })
-}
-
-/// Lets a batch of events take effect and starts what it gave rise to.
-pub fn settle(core: &Handle) {
-    let errands = {
-        let mut core = core.borrow_mut();
-        core.settle();
-        std::mem::take(&mut core.errands)
-    };
-    for errand in errands {
-        tokio::task::spawn_local(run_errand(core.clone(), errand));
-    }
-}
-
-async fn run_errand(core: Handle, errand: Errand) {
-    match errand {
-        Errand::Connect(link, addr) => links::connect(core, link, addr).await,
-        Errand::Prepare(segment) => {
-            let Some(tree) = core.borrow().tree.clone() else { return };
-            let read = move || {
-                let mut bytes = Vec::new();
-                tree.segment(segment, &mut bytes).map(|header| (header, bytes))
-            };
-            let result = tokio::task::spawn_blocking(read).await.unwrap_or(Err(SegmentError::Unreadable));
-            core.borrow_mut().prepared(segment, result);
-            settle(&core);
-        }
-        Errand::Rescan => rescan(core).await,
-        Errand::Datagram(to, bytes) => {
-            let socket = core.borrow().socket.clone();
-            if let Some(socket) = socket
-                && let Err(error) = socket.send_to(&bytes, to).await
-            {
-                tracing::debug!(%to, %error, "datagram not sent");
-            }
-        }
-        Errand::Broadcast(bytes) => {
-            let net = core.borrow().net.clone();
-            // Names of peers are resolved here, which may wait for a name server.
-            let sent = tokio::task::spawn_blocking(move || {
-                // First what needs no name server.
-                let sent = sockets::broadcast(&bytes, &net);
-                let peers = sockets::resolve(&net.peers);
-                sent.map(|_| (bytes, peers))
-            });
-            match sent.await {
-                Ok(Ok((bytes, peers))) => {
-                    for peer in peers {
-                        Box::pin(run_errand(core.clone(), Errand::Datagram(peer, bytes.clone()))).await;
-                    }
-                }
-                Ok(Err(error)) => tracing::warn!(%error, "cannot broadcast"),
-                Err(error) => tracing::error!(%error, "broadcast failed"),
-            }
-        }
-    }
-}
-
-/// Lists an origin's tree again. A request that comes while that goes on is met by it or by the pause after it: the next
-/// reader that finds a file changed asks again.
-async fn rescan(core: Handle) {
-    let tree = {
-        let mut core = core.borrow_mut();
-        let Some(tree) = core.tree.clone() else { return };
-        if std::mem::replace(&mut core.rescanning, true) {
-            return;
-        }
-        tree
-    };
-    let listed = tree.clone();
-    match tokio::task::spawn_blocking(move || listed.rescan()).await {
-        Ok(Ok(true)) => core.borrow_mut().adopt(tree.head()),
-        Ok(Ok(false)) => {}
-        Ok(Err(error)) => tracing::error!(%error, "the tree cannot be listed again; its last listing is served"),
-        Err(error) => tracing::error!(%error, "listing the tree failed"),
-    }
-    settle(&core);
-    tokio::time::sleep(RESCAN).await;
-    core.borrow_mut().rescanning = false;
-}
-
-/// The event loop, until a client stops it.
-pub async fn run(parts: Parts, sockets: Sockets, mut orders: mpsc::UnboundedReceiver<Command>) {
-    let core: Handle = Rc::new(RefCell::new(Core::new(parts)));
-    if let Err(error) = listen(&core, sockets) {
-        tracing::error!(%error, "cannot use the sockets");
-    }
-    tokio::task::spawn_local(keep_time(core.clone()));
-    tokio::task::spawn_local(keep_house(core.clone()));
-    settle(&core);
-    while let Some(command) = orders.recv().await {
-        let stop = matches!(command, Command::Stop);
-        core.borrow_mut().obey(command);
-        // What came meanwhile belongs to the same batch.
-        let mut stopped = stop;
-        while let Ok(command) = orders.try_recv() {
-            stopped |= matches!(command, Command::Stop);
-            core.borrow_mut().obey(command);
-        }
-        if stopped {
-            break;
-        }
-        settle(&core);
-    }
-    orders.close();
-    while let Ok(command) = orders.try_recv() {
-        core.borrow_mut().obey(command);
-    }
-    let mut core = core.borrow_mut();
-    core.waiting.fail_all();
-    core.links.clear();
-}
-
-fn listen(core: &Handle, sockets: Sockets) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(sockets.tcp)?;
-    let own = Rc::new(UdpSocket::from_std(sockets.udp)?);
-    core.borrow_mut().socket = Some(own.clone());
-    tokio::task::spawn_local(hear(core.clone(), own));
-    for socket in sockets.heard {
-        tokio::task::spawn_local(hear(core.clone(), Rc::new(UdpSocket::from_std(socket)?)));
-    }
-    tokio::task::spawn_local(links::accept(core.clone(), listener));
-    Ok(())
-}
-
-async fn hear(core: Handle, socket: Rc<UdpSocket>) {
-    let mut buffer = [0; MAX_DATAGRAM + 1];
-    loop {
-        match socket.recv_from(&mut buffer).await {
-            Ok((len, from)) => {
-                core.borrow_mut().on_datagram(from, &buffer[..len]);
-                settle(&core);
-            }
-            // An ICMP error to something that was sent; the socket is still good.
-            Err(error) => tracing::debug!(%error, "datagram not received"),
-        }
-    }
-}
-
-/// Ticks when the node wants to be woken.
-async fn keep_time(core: Handle) {
-    let (began, rearm) = {
-        let core = core.borrow();
-        (core.began, core.rearm.clone())
-    };
-    loop {
-        let next = {
-            let mut core = core.borrow_mut();
-            core.armed = core.node.next_tick();
-            core.armed
-        };
-        let at = tokio::time::Instant::from_std(began + Duration::from_micros(next.0));
-        tokio::select! {
-            () = tokio::time::sleep_until(at) => {
-                core.borrow_mut().handle(Input::Tick);
-                settle(&core);
-            }
-            () = rearm.notified() => {}
-        }
-    }
-}
-
-async fn keep_house(core: Handle) {
-    let mut timer = tokio::time::interval(HOUSEKEEPING);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut tidied = Instant::now();
-    loop {
-        timer.tick().await;
-        core.borrow_mut().housekeeping();
-        let tree = core.borrow().tree.clone();
-        if let Some(tree) = tree
-            && tidied.elapsed() > TIDY
-        {
-            tidied = Instant::now();
-            tokio::task::spawn_blocking(move || tree.tidy());
-        }
-    }
 }

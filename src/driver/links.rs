@@ -15,7 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::core::{Handle, settle};
+use super::core::Handle;
+use super::tasks::settle;
 use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
 use crate::net::sockets;
 use crate::swarm::{Input, LinkId, Transmit};

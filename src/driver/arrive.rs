@@ -1,0 +1,187 @@
+//! What comes in over the network: parsed, checked, and only then told to the node.
+//!
+//! A block is compared with its signed header and a page with its name before anything is decided by them. What was not
+//! asked for is thrown away.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Unavailable;
+use super::core::Core;
+use crate::catalogue::Page;
+use crate::chunk::{Run, segment_len};
+use crate::swarm::{Input, LinkId};
+use crate::wire::datagram::{Datagram, Welcome};
+use crate::wire::frame::Frame;
+use crate::wire::head::{PageHash, TreeHead};
+use crate::wire::header::SegmentHeader;
+
+impl Core {
+    // ---- over links
+
+    /// Some bytes of a block. They are kept only until the block is whole and checked.
+    pub fn on_data(&mut self, link: LinkId, data: crate::wire::frame::DataHeader, bytes: &[u8]) {
+        if !self.node.has_link(link) {
+            return;
+        }
+        let origin = self.node.is_origin(link);
+        let Some(io) = self.links.get_mut(&link) else { return };
+        let Some(whole) = io.take(data, bytes) else {
+            self.statistics.unexpected += 1;
+            return;
+        };
+        let received = if origin { &mut self.statistics.from_origin } else { &mut self.statistics.from_peers };
+        *received += bytes.len() as u64;
+        self.handle(Input::Progress { link, transfer: data.transfer, bytes: bytes.len() as u32 });
+        if let Some((run, block)) = whole {
+            self.check_block(link, data.transfer, run, data.block, block);
+        }
+    }
+
+    /// Checks a whole block against its header, or keeps it until the header comes.
+    fn check_block(&mut self, link: LinkId, transfer: u32, run: Run, index: u32, bytes: Vec<u8>) {
+        let block = crate::chunk::BlockId { object: run.object, index };
+        let Some(segment) = self.shared.cache.segment(block.segment()) else {
+            if let Some(io) = self.links.get_mut(&link) {
+                io.hold(transfer, index, bytes);
+            }
+            return;
+        };
+        let good = match segment.fill(index - block.segment().first_block(), &bytes) {
+            Ok(good) => good,
+            Err(error) => {
+                // Without memory the block is as good as not sent: the transfer stalls and is asked for again.
+                tracing::error!(%error, "no memory for a block");
+                return;
+            }
+        };
+        if !good {
+            tracing::warn!(peer = %self.peer(link), "a peer sent a wrong block; dropped and avoided");
+        }
+        self.handle(Input::Block { link, transfer, block, good });
+        if good {
+            self.waiting.wake(block.segment(), &self.shared);
+        }
+        if let Some(io) = self.links.get_mut(&link) {
+            io.recycle(bytes);
+        }
+    }
+
+    pub fn on_frame(&mut self, link: LinkId, frame: Frame) {
+        // The rest of what a peer sent before it was dropped concerns nobody; nor does what is said before a greeting.
+        match frame {
+            _ if !self.node.has_link(link) => {}
+            Frame::Header(_) | Frame::Page(_) if !self.node.is_greeted(link) => self.handle(Input::BadFrame { link }),
+            Frame::Header(bytes) => self.on_header(link, &bytes),
+            Frame::Page(bytes) => self.on_page(link, bytes),
+            frame => self.handle(Input::Frame { link, frame }),
+        }
+    }
+
+    fn on_header(&mut self, link: LinkId, bytes: &[u8]) {
+        let Ok(header) = SegmentHeader::open(bytes, &self.head().key) else {
+            return self.on_wrong_header(link);
+        };
+        let id = header.segment();
+        // Late ones are no fault: their chunk was dropped, or another neighbour was faster.
+        let Some(size) = self.node.expects_header(id) else { return };
+        if header.len() != segment_len(size, id.index) {
+            return self.on_wrong_header(link);
+        }
+        let zero = header.zero();
+        // A chunk that was dropped and begun anew in this batch must be out of the cache before.
+        self.carry_all_out();
+        self.shared.cache.admit(header, self.node.wants_whole(id));
+        self.handle(Input::Header { segment: id, zero });
+        self.waiting.wake(id, &self.shared);
+        let held: Vec<_> =
+            self.links.iter_mut().flat_map(|(link, io)| io.release(id).into_iter().map(|held| (*link, held))).collect();
+        for (link, (transfer, run, index, bytes)) in held {
+            // One wrong block says enough of a peer.
+            if self.node.has_link(link) {
+                self.check_block(link, transfer, run, index, bytes);
+            }
+        }
+    }
+
+    fn on_wrong_header(&mut self, link: LinkId) {
+        tracing::warn!(peer = %self.peer(link), "a peer sent a wrong segment header; dropped and avoided");
+        self.handle(Input::BadHeader { link });
+    }
+
+    fn on_page(&mut self, link: LinkId, bytes: Bytes) {
+        let hash = PageHash::of(&bytes);
+        if !self.node.page_answered(link, &hash) {
+            tracing::warn!(peer = %self.peer(link), "a peer sent a page that was not asked for; dropped and avoided");
+            return self.handle(Input::BadFrame { link });
+        }
+        if !self.node.wants_page(&hash) {
+            // The second of two answers; it is no fault, however late it comes.
+            self.statistics.unexpected += 1;
+            return;
+        }
+        match Page::parse(bytes) {
+            Ok(page) => self.keep_page(hash, Arc::new(page)),
+            Err(error) => {
+                // Its name is right, so the origin itself signed it: nobody else will have a better one.
+                tracing::error!(%error, ?hash, "the origin's catalogue has a malformed page");
+                self.waiting.fail_page(hash, Unavailable::Unreadable);
+                self.handle(Input::BadPage { hash });
+            }
+        }
+    }
+
+    pub fn keep_page(&mut self, hash: PageHash, page: Arc<Page>) {
+        self.shared.pages.write().expect("no holder of this lock panics").insert(hash, page.clone());
+        self.handle(Input::Page { hash, len: page.cost() as u32 });
+        self.waiting.page(&hash, &page);
+        if self.prefetch {
+            for child in page.children() {
+                if self.shared.page(&child).is_none() {
+                    self.handle(Input::PageAhead { hash: child });
+                }
+            }
+        }
+    }
+
+    // ---- by datagram
+
+    pub fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
+        match Datagram::parse(bytes) {
+            Ok(Datagram::Join(join)) => self.handle(Input::Join { from, join }),
+            Ok(Datagram::Peers(welcome)) => self.on_welcome(from, welcome),
+            Err(error) => {
+                self.statistics.malformed += 1;
+                tracing::trace!(%from, %error, "datagram dropped");
+            }
+        }
+    }
+
+    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>) {
+        let head = self.head();
+        if welcome.node == self.me || welcome.head.name != head.name {
+            return;
+        }
+        if welcome.head.key != head.key {
+            tracing::warn!(%from, key = welcome.head.key.fingerprint(), "another origin offers this tree with another key; ignored");
+            return;
+        }
+        if welcome.head.sequence > head.sequence && self.tree.is_none() {
+            self.adopt(welcome.head.clone());
+        }
+        self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// From now on the tree is what this head says.
+    pub fn adopt(&mut self, head: TreeHead) {
+        let (sequence, root) = (head.sequence, head.root);
+        tracing::info!(sequence, "the tree changed");
+        *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
+        self.handle(Input::Head { sequence });
+        if self.prefetch && self.shared.page(&root).is_none() {
+            self.handle(Input::WantPage { hash: root });
+        }
+    }
+}

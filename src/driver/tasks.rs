@@ -1,0 +1,202 @@
+//! The event loop's tasks: what waits (for a datagram, a connection, the disk, the time) and then tells the core.
+//!
+//! The core is borrowed only between waits, and settled after every batch of news.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+
+use super::Command;
+use super::core::{Core, Errand, Handle, Parts};
+use super::links;
+use crate::net::sockets::{self, Sockets};
+use crate::origin::SegmentError;
+use crate::swarm::Input;
+use crate::wire::datagram::MAX_DATAGRAM;
+
+/// How often deadlines are looked at and the snapshot is renewed.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+/// How often an origin closes files that nobody asks for any more.
+const TIDY: Duration = Duration::from_secs(60);
+/// How often an origin lists its tree again, at most, because a reader found a file changed.
+const RESCAN: Duration = Duration::from_secs(1);
+
+/// Lets a batch of events take effect and starts what it gave rise to.
+pub fn settle(core: &Handle) {
+    let errands = {
+        let mut core = core.borrow_mut();
+        core.settle();
+        std::mem::take(&mut core.errands)
+    };
+    for errand in errands {
+        tokio::task::spawn_local(run_errand(core.clone(), errand));
+    }
+}
+
+async fn run_errand(core: Handle, errand: Errand) {
+    match errand {
+        Errand::Connect(link, addr) => links::connect(core, link, addr).await,
+        Errand::Prepare(segment) => {
+            let Some(tree) = core.borrow().tree.clone() else { return };
+            let read = move || {
+                let mut bytes = Vec::new();
+                tree.segment(segment, &mut bytes).map(|header| (header, bytes))
+            };
+            let result = tokio::task::spawn_blocking(read).await.unwrap_or(Err(SegmentError::Unreadable));
+            core.borrow_mut().prepared(segment, result);
+            settle(&core);
+        }
+        Errand::Rescan => rescan(core).await,
+        Errand::Datagram(to, bytes) => {
+            let socket = core.borrow().socket.clone();
+            if let Some(socket) = socket
+                && let Err(error) = socket.send_to(&bytes, to).await
+            {
+                tracing::debug!(%to, %error, "datagram not sent");
+            }
+        }
+        Errand::Broadcast(bytes) => {
+            let net = core.borrow().net.clone();
+            // Names of peers are resolved here, which may wait for a name server.
+            let sent = tokio::task::spawn_blocking(move || {
+                // First what needs no name server.
+                let sent = sockets::broadcast(&bytes, &net);
+                let peers = sockets::resolve(&net.peers);
+                sent.map(|_| (bytes, peers))
+            });
+            match sent.await {
+                Ok(Ok((bytes, peers))) => {
+                    for peer in peers {
+                        Box::pin(run_errand(core.clone(), Errand::Datagram(peer, bytes.clone()))).await;
+                    }
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "cannot broadcast"),
+                Err(error) => tracing::error!(%error, "broadcast failed"),
+            }
+        }
+    }
+}
+
+/// Lists an origin's tree again. A request that comes while that goes on is met by it or by the pause after it: the next
+/// reader that finds a file changed asks again.
+async fn rescan(core: Handle) {
+    let tree = {
+        let mut core = core.borrow_mut();
+        let Some(tree) = core.tree.clone() else { return };
+        if std::mem::replace(&mut core.rescanning, true) {
+            return;
+        }
+        tree
+    };
+    let listed = tree.clone();
+    match tokio::task::spawn_blocking(move || listed.rescan()).await {
+        Ok(Ok(true)) => core.borrow_mut().adopt(tree.head()),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the tree cannot be listed again; its last listing is served"),
+        Err(error) => tracing::error!(%error, "listing the tree failed"),
+    }
+    settle(&core);
+    tokio::time::sleep(RESCAN).await;
+    core.borrow_mut().rescanning = false;
+}
+
+/// The event loop, until a client stops it.
+pub async fn run(parts: Parts, sockets: Sockets, mut orders: mpsc::UnboundedReceiver<Command>) {
+    let core: Handle = Rc::new(RefCell::new(Core::new(parts)));
+    if let Err(error) = listen(&core, sockets) {
+        tracing::error!(%error, "cannot use the sockets");
+    }
+    tokio::task::spawn_local(keep_time(core.clone()));
+    tokio::task::spawn_local(keep_house(core.clone()));
+    settle(&core);
+    while let Some(command) = orders.recv().await {
+        let stop = matches!(command, Command::Stop);
+        core.borrow_mut().obey(command);
+        // What came meanwhile belongs to the same batch.
+        let mut stopped = stop;
+        while let Ok(command) = orders.try_recv() {
+            stopped |= matches!(command, Command::Stop);
+            core.borrow_mut().obey(command);
+        }
+        if stopped {
+            break;
+        }
+        settle(&core);
+    }
+    orders.close();
+    while let Ok(command) = orders.try_recv() {
+        core.borrow_mut().obey(command);
+    }
+    let mut core = core.borrow_mut();
+    core.waiting.fail_all();
+    core.links.clear();
+}
+
+fn listen(core: &Handle, sockets: Sockets) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(sockets.tcp)?;
+    let own = Rc::new(UdpSocket::from_std(sockets.udp)?);
+    core.borrow_mut().socket = Some(own.clone());
+    tokio::task::spawn_local(hear(core.clone(), own));
+    for socket in sockets.heard {
+        tokio::task::spawn_local(hear(core.clone(), Rc::new(UdpSocket::from_std(socket)?)));
+    }
+    tokio::task::spawn_local(links::accept(core.clone(), listener));
+    Ok(())
+}
+
+async fn hear(core: Handle, socket: Rc<UdpSocket>) {
+    let mut buffer = [0; MAX_DATAGRAM + 1];
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((len, from)) => {
+                core.borrow_mut().on_datagram(from, &buffer[..len]);
+                settle(&core);
+            }
+            // An ICMP error to something that was sent; the socket is still good.
+            Err(error) => tracing::debug!(%error, "datagram not received"),
+        }
+    }
+}
+
+/// Ticks when the node wants to be woken.
+async fn keep_time(core: Handle) {
+    let (began, rearm) = {
+        let core = core.borrow();
+        (core.began, core.rearm.clone())
+    };
+    loop {
+        let next = {
+            let mut core = core.borrow_mut();
+            core.armed = core.node.next_tick();
+            core.armed
+        };
+        let at = tokio::time::Instant::from_std(began + Duration::from_micros(next.0));
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {
+                core.borrow_mut().handle(Input::Tick);
+                settle(&core);
+            }
+            () = rearm.notified() => {}
+        }
+    }
+}
+
+async fn keep_house(core: Handle) {
+    let mut timer = tokio::time::interval(HOUSEKEEPING);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tidied = Instant::now();
+    loop {
+        timer.tick().await;
+        core.borrow_mut().housekeeping();
+        let tree = core.borrow().tree.clone();
+        if let Some(tree) = tree
+            && tidied.elapsed() > TIDY
+        {
+            tidied = Instant::now();
+            tokio::task::spawn_blocking(move || tree.tidy());
+        }
+    }
+}
