@@ -69,6 +69,16 @@ pub type Slices = Vec<Slice>;
 pub type ReadDone = Box<dyn FnOnce(Result<Slices, Unavailable>) + Send>;
 pub type PageDone = Box<dyn FnOnce(Result<Arc<Page>, Unavailable>) + Send>;
 
+/// Bytes `offset .. offset + len` of one object, cut at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadRange {
+    pub object: ObjectId,
+    /// Bytes in the whole object.
+    pub size: u64,
+    pub offset: u64,
+    pub len: u32,
+}
+
 /// A stretch of an object that a reader will want, in the order handed down.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wanted {
@@ -127,10 +137,7 @@ enum Command {
 
 #[derive(Clone, Copy)]
 struct Read {
-    object: ObjectId,
-    size: u64,
-    offset: u64,
-    len: u32,
+    range: ReadRange,
     deadline: Option<Instant>,
 }
 
@@ -214,26 +221,15 @@ impl Client {
         ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Bytes `offset .. offset + len` of an object of `size` bytes, cut at its end, if all are in memory. An empty
-    /// range gives no slices.
-    pub fn read_now(&self, object: ObjectId, size: u64, offset: u64, len: u32) -> Option<Slices> {
-        self.shared.read_now(&Read { object, size, offset, len, deadline: None })
+    /// The bytes of a range, if all are in memory. An empty one gives no slices.
+    pub fn read_now(&self, range: ReadRange) -> Option<Slices> {
+        self.shared.read_now(range)
     }
 
     /// Calls `done` with the same bytes as soon as they are here; these blocks are fetched before any window's.
-    #[allow(clippy::too_many_arguments)]
-    pub fn read(
-        &self,
-        _reader: ReaderId,
-        object: ObjectId,
-        size: u64,
-        offset: u64,
-        len: u32,
-        deadline: Option<Instant>,
-        done: ReadDone,
-    ) -> Ticket {
+    pub fn read(&self, range: ReadRange, deadline: Option<Instant>, done: ReadDone) -> Ticket {
         let ticket = self.shared.ticket();
-        self.order(Command::Read { ticket, read: Read { object, size, offset, len, deadline }, done });
+        self.order(Command::Read { ticket, read: Read { range, deadline }, done });
         ticket
     }
 
@@ -285,16 +281,16 @@ impl Shared {
         self.pages.read().expect("no holder of this lock panics").get(hash).cloned()
     }
 
-    fn read_now(&self, read: &Read) -> Option<Slices> {
+    fn read_now(&self, range: ReadRange) -> Option<Slices> {
         let mut slices = Slices::new();
-        for (id, range) in read.parts() {
+        for (id, range) in range.parts() {
             slices.push(self.cache.read(id, range)?);
         }
         Some(slices)
     }
 }
 
-impl Read {
+impl ReadRange {
     /// The segments it touches and the bytes of each.
     fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
         let segment = SEGMENT as u64;
@@ -322,8 +318,8 @@ mod tests {
     fn a_read_is_cut_at_segments_and_at_the_end() {
         let object = ObjectId([1; 16]);
         let parts = |size, offset, len| {
-            let read = Read { object, size, offset, len, deadline: None };
-            read.parts().map(|(id, range)| (id.index, range)).collect::<Vec<_>>()
+            let range = ReadRange { object, size, offset, len };
+            range.parts().map(|(id, range)| (id.index, range)).collect::<Vec<_>>()
         };
         let segment = SEGMENT as u64;
         assert_eq!(parts(3 * segment, segment - 1, 2), [(0, SEGMENT - 1..SEGMENT), (1, 0..1)]);

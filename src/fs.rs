@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::catalogue::{Entry, Kind, Page, View};
-use crate::chunk::ObjectId;
-use crate::driver::{Client, PageDone, ReadDone, ReaderId, Slices, Ticket, Unavailable, Wanted};
+use crate::driver::{Client, PageDone, ReadDone, ReadRange, ReaderId, Slices, Ticket, Unavailable, Wanted};
 use crate::wire::head::{PageHash, Totals, TreeHead};
 
 mod call;
@@ -44,21 +43,11 @@ pub trait Supply: Send + Sync + 'static {
     fn page(&self, hash: &PageHash) -> Option<Arc<Page>>;
     fn fetch_page(&self, hash: PageHash, deadline: Option<Instant>, done: PageDone) -> Ticket;
     fn new_reader(&self) -> ReaderId;
-    fn read_now(&self, object: ObjectId, size: u64, offset: u64, len: u32) -> Option<Slices>;
-    fn read(&self, reader: ReaderId, range: Range, deadline: Option<Instant>, done: ReadDone) -> Ticket;
+    fn read_now(&self, range: ReadRange) -> Option<Slices>;
+    fn read(&self, range: ReadRange, deadline: Option<Instant>, done: ReadDone) -> Ticket;
     fn cancel(&self, ticket: Ticket);
     fn set_window(&self, reader: ReaderId, window: Vec<Wanted>);
     fn close_reader(&self, reader: ReaderId);
-}
-
-/// Bytes of one object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Range {
-    pub object: ObjectId,
-    /// Bytes in the whole object.
-    pub size: u64,
-    pub offset: u64,
-    pub len: u32,
 }
 
 impl Supply for Client {
@@ -78,12 +67,12 @@ impl Supply for Client {
         Client::new_reader(self)
     }
 
-    fn read_now(&self, object: ObjectId, size: u64, offset: u64, len: u32) -> Option<Slices> {
-        Client::read_now(self, object, size, offset, len)
+    fn read_now(&self, range: ReadRange) -> Option<Slices> {
+        Client::read_now(self, range)
     }
 
-    fn read(&self, reader: ReaderId, range: Range, deadline: Option<Instant>, done: ReadDone) -> Ticket {
-        Client::read(self, reader, range.object, range.size, range.offset, range.len, deadline, done)
+    fn read(&self, range: ReadRange, deadline: Option<Instant>, done: ReadDone) -> Ticket {
+        Client::read(self, range, deadline, done)
     }
 
     fn cancel(&self, ticket: Ticket) {

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::Slice;
 use crate::catalogue::{Entry, Kind, Lookup, View};
-use crate::driver::{Client, ReaderId, Slices};
-use crate::fs::{self, Advice, Call, Calls, FilePlace, Held, Range, Readahead, Supply, look, resolve, window};
+use crate::driver::{Client, ReadRange, ReaderId, Slices};
+use crate::fs::{self, Advice, Call, Calls, FilePlace, Held, Readahead, Supply, look, resolve, window};
 
 /// Bytes demanded at once: eight blocks, so that the first are handed on while the next ones travel.
 const PIECE: u32 = 256 * 1024;
@@ -230,19 +230,19 @@ impl<S: Supply> Stream<S> {
     fn ask(&mut self) {
         let FilePlace { object, size, .. } = self.place;
         let len = PIECE.min((size - self.position).try_into().unwrap_or(PIECE));
-        if let Some(slices) = self.supply.read_now(object, size, self.position, len) {
+        let range = ReadRange { object, size, offset: self.position, len };
+        if let Some(slices) = self.supply.read_now(range) {
             self.here = slices.into();
         } else {
             let (tell, answer) = oneshot::channel();
             let call = self.calls.begin(0, self.patience);
-            let range = Range { object, size, offset: self.position, len };
-            let (reader, supply) = (self.reader, self.supply.clone());
+            let supply = self.supply.clone();
             self.waiting = Some(Waiting { supply: supply.clone(), call: call.clone(), answer });
             call.park(&*supply, |deadline| {
                 let done = move |slices: Result<Slices, _>| {
                     let _ = tell.send(slices.map_err(fs::Error::from));
                 };
-                supply.read(reader, range, deadline, Box::new(done))
+                supply.read(range, deadline, Box::new(done))
             });
         }
         let beyond = match self.ahead.read(size, self.position, len as u64) {

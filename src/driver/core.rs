@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
 use super::waiting::Waiting;
-use super::{Command, Neighbour, Read, Shared, Snapshot, Ticket, Unavailable, page_bytes};
+use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
 use crate::origin::{SegmentError, Tree};
@@ -314,7 +314,7 @@ impl Core {
 
     pub fn obey(&mut self, command: Command) {
         match command {
-            Command::Read { ticket, read, done } => match self.shared.read_now(&read) {
+            Command::Read { ticket, read, done } => match self.shared.read_now(read.range) {
                 Some(slices) => done(Ok(slices)),
                 None => {
                     self.waiting.park_read(ticket, read, done);
@@ -363,8 +363,8 @@ impl Core {
             && let Some(ticket) = self.undemanded.pop_front()
         {
             let Some(read) = self.waiting.parked(ticket) else { continue };
-            if let Some(run) = run_of(&read) {
-                self.handle(Input::demand(run, read.size));
+            if let Some(run) = run_of(read.range) {
+                self.handle(Input::demand(run, read.range.size));
             }
         }
     }
@@ -372,7 +372,7 @@ impl Core {
     /// Takes back the demands of reads that were given up.
     pub fn undemand(&mut self) {
         for read in self.waiting.take_given_up() {
-            if let Some(run) = run_of(&read) {
+            if let Some(run) = run_of(read.range) {
                 self.handle(Input::Undemand { run });
             }
         }
@@ -448,7 +448,7 @@ impl Core {
 }
 
 /// The blocks that a read is about; none if it is empty.
-fn run_of(read: &Read) -> Option<Run> {
-    let blocks = blocks_in(read.size, read.offset, read.len as u64);
-    (!blocks.is_empty()).then(|| Run { object: read.object, first: blocks.start, count: blocks.end - blocks.start })
+fn run_of(range: ReadRange) -> Option<Run> {
+    let blocks = blocks_in(range.size, range.offset, range.len as u64);
+    (!blocks.is_empty()).then(|| Run { object: range.object, first: blocks.start, count: blocks.end - blocks.start })
 }

@@ -29,7 +29,7 @@ struct PageWait {
 
 impl Waiting {
     pub fn park_read(&mut self, ticket: Ticket, read: Read, done: ReadDone) {
-        for (segment, _) in read.parts() {
+        for (segment, _) in read.range.parts() {
             self.by_segment.entry(segment).or_default().push(ticket);
         }
         self.reads.insert(ticket, (read, done));
@@ -59,7 +59,7 @@ impl Waiting {
         let Some(tickets) = self.by_segment.get(&segment) else { return };
         for ticket in tickets.clone() {
             let Some((read, _)) = self.reads.get(&ticket) else { continue };
-            if let Some(slices) = shared.read_now(read)
+            if let Some(slices) = shared.read_now(read.range)
                 && let Some(done) = self.take_read(ticket)
             {
                 done(Ok(slices));
@@ -75,7 +75,7 @@ impl Waiting {
     }
 
     pub fn fail_object(&mut self, object: ObjectId, why: Unavailable) {
-        self.fail_reads(|read| (read.object == object).then_some(why));
+        self.fail_reads(|read| (read.range.object == object).then_some(why));
     }
 
     pub fn cancel(&mut self, ticket: Ticket) {
@@ -136,7 +136,7 @@ impl Waiting {
 
     fn take_read(&mut self, ticket: Ticket) -> Option<ReadDone> {
         let (read, done) = self.reads.remove(&ticket)?;
-        for (segment, _) in read.parts() {
+        for (segment, _) in read.range.parts() {
             if let Some(tickets) = self.by_segment.get_mut(&segment) {
                 tickets.retain(|other| *other != ticket);
                 if tickets.is_empty() {

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::look::{Held, look};
-use super::{Advice, Call, Error, Fs, Range, Readahead, Supply, Version};
+use super::{Advice, Call, Error, Fs, Readahead, Supply, Version};
 use crate::catalogue::{Entry, Kind, Lookup, Pages, View};
 use crate::chunk::{ObjectId, blocks_in, chunks_of};
-use crate::driver::{ReaderId, Slices, Wanted};
+use crate::driver::{ReadRange, ReaderId, Slices, Wanted};
 
 /// Entries in the longest window handed down.
 const MAX_WINDOW: usize = 256;
@@ -141,7 +141,8 @@ impl<S: Supply> Fs<S> {
         }
         self.take_up(&file, offset);
         let stream = file.stream();
-        match self.supply.read_now(file.object, file.size, offset, len) {
+        let range = ReadRange { object: file.object, size: file.size, offset, len };
+        match self.supply.read_now(range) {
             Some(slices) => {
                 done(Ok(slices));
                 self.read_ahead(&file, &stream, offset, len);
@@ -150,7 +151,6 @@ impl<S: Supply> Fs<S> {
                 // The window goes first: what lies in it the neighbours offer by themselves, and a demand for it need
                 // not ask the origin for a copy too many.
                 self.read_ahead(&file, &stream, offset, len);
-                let range = Range { object: file.object, size: file.size, offset, len };
                 let (parked, answered) = (call.clone(), file.clone());
                 let finish = move |slices: Result<Slices, _>| {
                     done(slices.map_err(|reason| {
@@ -161,7 +161,7 @@ impl<S: Supply> Fs<S> {
                         error
                     }));
                 };
-                call.park(&*self.supply, |deadline| self.supply.read(stream.id, range, deadline, Box::new(finish)));
+                call.park(&*self.supply, |deadline| self.supply.read(range, deadline, Box::new(finish)));
             }
         }
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use swarmfs::cache::Cache;
 use swarmfs::catalogue::{Attributes, Built, Kind, Page, Row, Time, Xattr, build};
 use swarmfs::chunk::{BLOCK, ChunkId, ObjectId, SEGMENT, SegmentId, segment_len};
-use swarmfs::driver::{PageDone, ReadDone, ReaderId, Slices, Ticket, Unavailable, Wanted};
-use swarmfs::fs::{Range, Supply};
+use swarmfs::driver::{PageDone, ReadDone, ReadRange, ReaderId, Slices, Ticket, Unavailable, Wanted};
+use swarmfs::fs::Supply;
 use swarmfs::keys::OriginKey;
 use swarmfs::wire::head::{PageHash, TreeHead};
 use swarmfs::wire::header::SegmentHeader;
@@ -49,7 +49,7 @@ struct State {
 
 enum Parked {
     Page(PageHash, Option<Instant>, PageDone),
-    Read(Range, Option<Instant>, ReadDone),
+    Read(ReadRange, Option<Instant>, ReadDone),
 }
 
 impl DiskNode {
@@ -218,7 +218,7 @@ impl DiskNode {
         Ok(page)
     }
 
-    fn bring(&self, range: Range) -> Result<Slices, Unavailable> {
+    fn bring(&self, range: ReadRange) -> Result<Slices, Unavailable> {
         let (path, forget) = {
             let mut state = self.state();
             let forget = state.forgetful && state.random.u8(..4) == 0;
@@ -243,7 +243,7 @@ impl DiskNode {
         Ok(slices)
     }
 
-    fn slices(&self, range: Range) -> Option<Slices> {
+    fn slices(&self, range: ReadRange) -> Option<Slices> {
         let end = range.size.min(range.offset + range.len as u64);
         let mut slices = Slices::new();
         let mut at = range.offset;
@@ -288,12 +288,11 @@ impl Supply for DiskNode {
         reader
     }
 
-    fn read_now(&self, object: ObjectId, size: u64, offset: u64, len: u32) -> Option<Slices> {
-        self.slices(Range { object, size, offset, len })
+    fn read_now(&self, range: ReadRange) -> Option<Slices> {
+        self.slices(range)
     }
 
-    fn read(&self, reader: ReaderId, range: Range, deadline: Option<Instant>, done: ReadDone) -> Ticket {
-        assert!(self.state().readers.contains(&reader), "a reader that was closed reads");
+    fn read(&self, range: ReadRange, deadline: Option<Instant>, done: ReadDone) -> Ticket {
         self.park(Parked::Read(range, deadline, done))
     }
 
