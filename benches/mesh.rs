@@ -2,7 +2,7 @@
 //! part of the policy buys.
 //!
 //! `cargo bench --bench mesh` runs the small rows, shortened; `-- 8 32 128 1000 10000 crash slow-disks slow-links late
-//! racks` those named, in full; `-- ablation` one change of the policy after the other beside the policy as it is.
+//! racks` those named, in full; `-- ablation` one change of the policy after the other beside the policy as it is (`ablation crash`: in that row).
 //! `--seeds N`, `--readers N`, `--mib N` and `--rate MBIT` change any of them. A row that falls short says so and fails
 //! nothing: figures are for people, `tests/sim/expected.txt` is for machines.
 
@@ -95,7 +95,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 33] = [
+const CHANGES: [(&str, Change); 35] = [
     ("as it is", |_| ()),
     ("pieces of 256 KiB", |p| p.most_piece = 8),
     ("pieces of 512 KiB", |p| p.most_piece = 16),
@@ -126,6 +126,8 @@ const CHANGES: [(&str, Change); 33] = [
     ("window of 32 MiB", |p| p.window_blocks = 2 * BLOCKS_PER_CHUNK),
     ("window of 96 MiB", |p| p.window_blocks = 6 * BLOCKS_PER_CHUNK),
     ("cache of 4 chunks", |p| (p.budget_blocks, p.window_blocks) = (4 * BLOCKS_PER_CHUNK, 1228)),
+    ("dead after 0.5 s", |p| (p.silence, p.keepalive) = (500_000, 150_000)),
+    ("dead after 0.25 s", |p| (p.silence, p.keepalive) = (250_000, 75_000)),
     ("STATE every 2 ms", |p| p.coalesce = [2_000; 3]),
     ("STATE every 10 ms", |p| p.coalesce = [10_000; 3]),
     ("STATE every 20 ms", |p| p.coalesce = [20_000; 3]),
@@ -305,7 +307,8 @@ fn print_goals(rows: &[Row]) {
 
 fn print_ablation(row: Row) {
     println!(
-        "{} readers, {} MiB, {} Mbit/s, worst and median of {} seeds",
+        "{}: {} readers, {} MiB, {} Mbit/s, worst and median of {} seeds",
+        row.name,
         row.readers,
         row.mib,
         row.rate / 125_000,
@@ -377,10 +380,11 @@ fn main() {
     }
     let named: Vec<Row> =
         all.iter().filter(|row| names.iter().any(|name| name == row.name)).copied().map(adjust).collect();
-    if !named.is_empty() {
-        print_goals(&named);
+    if !names.iter().any(|name| name == "ablation") {
+        return print_goals(&named);
     }
-    if names.iter().any(|name| name == "ablation") {
-        print_ablation(adjust(Row { mib: 256, seeds: 1, ..all[1] }));
+    let of = if named.is_empty() { vec![all[1]] } else { named };
+    for row in of {
+        print_ablation(adjust(Row { readers: row.readers.min(32), mib: 256, seeds: 1, ..row }));
     }
 }
