@@ -14,6 +14,11 @@ pub struct Policy {
     pub page_budget: u64,
     /// How far ahead of its reader a node fetches: 48 MiB; 32 is as good, more only keeps peers apart.
     pub window_blocks: u32,
+    /// Blocks in the longest piece, a power of two.
+    pub most_piece: u32,
+    /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. At 5 ms the
+    /// acknowledgements of their frames would eat a slow uplink.
+    pub coalesce: [u64; 3],
     /// Uploads of whole pieces at once over all links, and offers and accepted transfers ahead of them.
     pub uploads: usize,
     pub uploads_ahead: usize,
@@ -63,6 +68,8 @@ impl Policy {
             page_budget,
             // A window may straddle one chunk more than it is long, and something behind it must stay for peers.
             window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
+            most_piece: 32,
+            coalesce: [25 * MS, 10 * MS, 5 * MS],
             uploads: 4,
             uploads_ahead: 8,
             origin_uploads: 4,
@@ -101,8 +108,8 @@ impl Policy {
     /// Blocks in a piece at a rate in bytes a second: about 10 ms of it, 64 KiB at 25 Mbit/s, 128 KiB at 100 Mbit/s,
     /// 1 MiB at 1 Gbit/s.
     pub fn piece(&self, rate: u64) -> u32 {
-        let blocks = (rate / 100 / BLOCK as u64 * 5 / 4).clamp(2, 32) as u32;
-        blocks.next_power_of_two().min(32)
+        let blocks = (rate / 100 / BLOCK as u64 * 5 / 4).clamp(2, self.most_piece as u64) as u32;
+        blocks.next_power_of_two().min(self.most_piece)
     }
 
     /// What a transfer of so many bytes counts, in eighths of a whole piece: many small files travel at once where one
@@ -118,13 +125,13 @@ impl Policy {
         if rate < 60_000_000 { 16 * 1024 } else { 512 * 1024 }
     }
 
-    /// How long changes are gathered before neighbours are told: at 5 ms the acknowledgements of their frames would
-    /// eat a slow uplink.
+    /// How long changes are gathered at a rate in bytes a second.
     pub fn coalesce(&self, rate: u64) -> u64 {
+        let [slow, common, fast] = self.coalesce;
         match rate {
-            0..5_000_000 => 25 * MS,
-            5_000_000..60_000_000 => 10 * MS,
-            _ => 5 * MS,
+            0..5_000_000 => slow,
+            5_000_000..60_000_000 => common,
+            _ => fast,
         }
     }
 }

@@ -4,8 +4,9 @@
 //! reserves more than its budget or has more in memory than it reserved, what a node says it has its driver has. A run
 //! that is not finished within its bound fails, and so does any panic in a node; both print how to repeat them.
 
+use std::cell::Cell;
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 
 use swarmfs::chunk::{BLOCKS_PER_SEGMENT, BlockId, SEGMENTS_PER_CHUNK, SegmentId, blocks_of};
@@ -20,7 +21,7 @@ pub mod net;
 pub mod tree;
 
 use host::{Backlog, Host, Incoming, Reader, Setup};
-use net::{ACK, Connection, End, LOW_WATER, Message, Piece};
+use net::{ACK, Connection, End, LOW_WATER, Message, Piece, Wire};
 use tree::Tree;
 
 pub const MS: u64 = 1_000_000;
@@ -48,6 +49,16 @@ pub struct Network {
     pub lost_datagrams: u32,
     /// Datagrams come up to this much later, each by itself.
     pub datagram_jitter: u64,
+    pub racks: Option<Racks>,
+}
+
+/// Readers behind switches of their own, in the order in which they are added; the origin is at the switch that joins
+/// them.
+#[derive(Clone, Copy)]
+pub struct Racks {
+    pub readers: usize,
+    /// Bytes a second of the link between a rack's switch and the others, each way.
+    pub uplink: u64,
 }
 
 impl Default for Network {
@@ -59,6 +70,7 @@ impl Default for Network {
             lost_pieces: 0,
             lost_datagrams: 0,
             datagram_jitter: MS,
+            racks: None,
         }
     }
 }
@@ -117,7 +129,7 @@ enum Event {
     Datagram {
         host: usize,
         from: SocketAddr,
-        datagram: Datagram,
+        datagram: Box<Datagram>,
     },
     Wake(usize, u32),
     Tick(usize, u32),
@@ -164,6 +176,11 @@ pub struct World {
     pub now: u64,
     pub tree: Tree,
     pub hosts: Vec<Host>,
+    addrs: BTreeMap<SocketAddr, usize>,
+    /// Of each rack the way out and the way in.
+    uplinks: Vec<[Wire; 2]>,
+    /// Somebody who was not done when last looked at.
+    laggard: Cell<usize>,
     network: Network,
     queue: BinaryHeap<Reverse<Due>>,
     number: u64,
@@ -211,6 +228,9 @@ impl World {
             now: 0,
             tree: Tree::default(),
             hosts: Vec::new(),
+            addrs: BTreeMap::new(),
+            uplinks: Vec::new(),
+            laggard: Cell::new(0),
             network,
             queue: BinaryHeap::new(),
             number: 0,
@@ -234,7 +254,18 @@ impl World {
     fn add(&mut self, setup: Setup, origin: bool) -> usize {
         let index = self.hosts.len();
         let start = setup.start;
-        let addr = ([10, 0, (index / 250) as u8, (index % 250) as u8 + 1], 19024).into();
+        let addr = match self.network.racks {
+            // A rack has a prefix of its own.
+            Some(racks) if !origin => {
+                let (rack, place) = ((index - 1) / racks.readers, (index - 1) % racks.readers);
+                if rack == self.uplinks.len() {
+                    self.uplinks.push([Wire::new(racks.uplink), Wire::new(racks.uplink)]);
+                }
+                ([10, 1, rack as u8, place as u8 + 1], 19024).into()
+            }
+            _ => ([10, 0, (index / 250) as u8, (index % 250) as u8 + 1], 19024).into(),
+        };
+        self.addrs.insert(addr, index);
         self.hosts.push(Host::new(setup, addr, origin));
         self.after(start, Event::Start(index));
         index
@@ -283,7 +314,15 @@ impl World {
     }
 
     fn all_done(&self) -> bool {
-        self.hosts.iter().all(|host| host.origin || (host.node.is_none() && host.life > 0) || host.done())
+        let done = |host: &Host| host.origin || (host.node.is_none() && host.life > 0) || host.done();
+        if self.hosts.get(self.laggard.get()).is_some_and(|host| !done(host)) {
+            return false;
+        }
+        match self.hosts.iter().position(|host| !done(host)) {
+            Some(laggard) => self.laggard.set(laggard),
+            None => return true,
+        }
+        false
     }
 
     fn unfinished(&self) -> String {
@@ -346,7 +385,7 @@ impl World {
                 }
             }
             Event::Reset { connection, side } => self.reset(connection, side),
-            Event::Datagram { host, from, datagram } => self.datagram(host, from, datagram),
+            Event::Datagram { host, from, datagram } => self.datagram(host, from, *datagram),
             Event::Wake(host, life) => {
                 if self.hosts[host].life == life && self.hosts[host].wake_at == Some(self.now) {
                     self.wake(host);
@@ -541,7 +580,7 @@ impl World {
                 let node = self.id_of(host);
                 let origin = self.hosts[host].origin;
                 let welcome = Welcome { node, port: from.port(), origin, head: self.head.clone(), peers };
-                if let Some(to) = self.hosts.iter().position(|other| other.addr == to) {
+                if let Some(to) = self.addrs.get(&to).copied() {
                     self.throw(host, to, Datagram::Welcome(Box::new(welcome)));
                 }
             }
@@ -666,7 +705,7 @@ impl World {
                 }
             }
             JoinAim::Unicast(addr) => {
-                if let Some(to) = self.hosts.iter().position(|other| other.addr == addr) {
+                if let Some(to) = self.addrs.get(&addr).copied() {
                     self.throw(host, to, Datagram::Join(join));
                 }
             }
@@ -681,7 +720,7 @@ impl World {
         let at = self.now + self.network.latency + self.rng.u64(0..=self.network.datagram_jitter);
         let at = self.hosts[to].wire.through_port(at.min(self.now + self.network.latency), 1242).max(at);
         let from = self.hosts[from].addr;
-        self.after(at - self.now, Event::Datagram { host: to, from, datagram });
+        self.after(at - self.now, Event::Datagram { host: to, from, datagram: Box::new(datagram) });
     }
 
     fn datagram(&mut self, host: usize, from: SocketAddr, datagram: Datagram) {

@@ -16,7 +16,7 @@ impl World {
     }
 
     pub(super) fn connect(&mut self, host: usize, link: LinkId, addr: SocketAddr) {
-        let Some(to) = self.hosts.iter().position(|other| other.addr == addr) else { return };
+        let Some(to) = self.addrs.get(&addr).copied() else { return };
         let end = |host: &Host, index| End { host: index, life: host.life, link: None, open: false };
         let from = End { link: Some(link), open: true, ..end(&self.hosts[host], host) };
         let index = self.connections.len();
@@ -137,17 +137,44 @@ impl World {
             return self.send_next(host);
         }
         let lost = self.network.lost_pieces > 0 && self.rng.u32(0..1000) < self.network.lost_pieces;
+        let full = self.uplink_is_full(host, to, piece.wire());
         let port = &mut self.hosts[to].wire;
         let waiting = port.queued(now);
-        if lost || waiting + piece.wire() > self.network.port {
+        if lost || full || waiting + piece.wire() > self.network.port {
             let round_trip = 2 * latency + port.takes(waiting);
             self.hosts[host].count.dropped_pieces += 1;
             self.after(round_trip, Event::Lost { connection, side, piece, round_trip });
         } else {
-            let at = port.through_port(now + latency, piece.wire());
+            let at = self.through_switches(host, to, piece.wire());
             self.after(at - now, Event::Arrived { connection, side, piece });
         }
         self.send_next(host);
+    }
+
+    /// The links between racks that lie between two hosts: which rack's, and 0 for its way out, 1 for its way in.
+    fn uplinks_between(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rack = |host: usize| match self.network.racks {
+            Some(racks) if !self.hosts[host].origin => Some((host - 1) / racks.readers),
+            _ => None,
+        };
+        let (from, to) = (rack(from), rack(to));
+        let crosses = from != to;
+        let out = from.filter(|_| crosses).map(|rack| (rack, 0));
+        out.into_iter().chain(to.filter(|_| crosses).map(|rack| (rack, 1)))
+    }
+
+    fn uplink_is_full(&self, from: usize, to: usize, bytes: u64) -> bool {
+        let mut between = self.uplinks_between(from, to);
+        between.any(|(rack, way)| self.uplinks[rack][way].queued(self.now) + bytes > self.network.port)
+    }
+
+    /// Sends bytes through all switch queues on their way; when they arrive.
+    fn through_switches(&mut self, from: usize, to: usize, bytes: u64) -> u64 {
+        let mut at = self.now + self.network.latency;
+        for (rack, way) in self.uplinks_between(from, to) {
+            at = self.uplinks[rack][way].through_port(at, bytes);
+        }
+        self.hosts[to].wire.through_port(at, bytes)
     }
 
     pub(super) fn arrived(&mut self, connection: usize, side: usize, piece: Piece) {
@@ -181,7 +208,7 @@ impl World {
         let receiver = &mut self.hosts[to];
         receiver.wire.owed += ACK;
         receiver.count.wire_sent += ACK;
-        let at = self.hosts[from].wire.through_port(self.now + self.network.latency, ACK);
+        let at = self.through_switches(to, from, ACK);
         self.after(at - self.now, Event::Acknowledged { connection, side, bytes });
         for message in messages {
             // Any of them may have ended the connection.
