@@ -69,8 +69,6 @@ pub struct Link {
     /// Whether either side wants something, and since when.
     pub active: bool,
     pub active_since: Time,
-    /// Bytes that came from it.
-    pub received: u64,
     pub record: Record,
 }
 
@@ -99,7 +97,6 @@ impl Link {
             told: false,
             active: false,
             active_since: now,
-            received: 0,
             record: Record::default(),
         }
     }

@@ -435,7 +435,6 @@ impl Node {
         if let Some(link) = self.links.get_mut(&id) {
             link.last_heard = self.now;
             link.last_data = self.now;
-            link.received += bytes as u64;
         }
         let now = self.now;
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
