@@ -6,8 +6,8 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `gossip` what nodes tell each other and how they meet, `trust` whom they go on dealing with, `pages` the catalogue's
-//! way through the swarm.
+//! `prepare` what an origin reads for that, `gossip` what nodes tell each other and how they meet, `trust` whom they
+//! go on dealing with, `pages` the catalogue's way through the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -23,6 +23,7 @@ mod keep;
 mod link;
 mod pages;
 mod policy;
+mod prepare;
 mod provide;
 mod request;
 #[cfg(test)]
