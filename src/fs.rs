@@ -33,7 +33,7 @@ pub use directories::{BATCH, Batch};
 pub use files::Handle;
 pub(crate) use files::{Place as FilePlace, window};
 pub use inodes::{Inode, ROOT};
-pub use late::Late;
+pub use late::{Late, LateFs};
 pub(crate) use look::{Held, look};
 pub use look::{MAX_LINKS, resolve};
 pub use readahead::{AHEAD, Advice, Readahead};

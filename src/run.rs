@@ -58,7 +58,7 @@ pub enum RunError {
     #[error("{path:?}: {reason}; expected a configuration file")]
     Unreadable { path: PathBuf, reason: io::Error },
     #[error("{}, {error}", .path.display())]
-    Config { path: PathBuf, error: FileError },
+    Config { path: PathBuf, error: Box<FileError> },
     #[error("cannot log to {path:?}: {reason}; name a file in a directory that can be written")]
     LogFile { path: PathBuf, reason: io::Error },
     #[error("cannot enter the mount namespace {path:?}: {reason}")]

@@ -17,6 +17,9 @@ use crate::driver::{PageDone, ReadDone, ReadRange, ReaderId, Slices, Ticket, Una
 use crate::keys::OriginKey;
 use crate::wire::head::{PageHash, Totals, TreeHead, TreeName};
 
+/// A filesystem on such a supply.
+pub type LateFs<S> = Arc<Fs<Late<S>>>;
+
 /// Set in the tickets given out here; a node counts its own from 0.
 const OWN: u64 = 1 << 63;
 
@@ -60,7 +63,7 @@ impl<S> Clone for Late<S> {
 
 impl<S: Supply> Late<S> {
     /// A filesystem on a tree of this name that is still to be found. `key` signs the stand-in's head; it is nobody's.
-    pub fn start(name: TreeName, settings: Settings, key: &OriginKey) -> Result<(Late<S>, Arc<Fs<Late<S>>>), Error> {
+    pub fn start(name: TreeName, settings: Settings, key: &OriginKey) -> Result<(Late<S>, LateFs<S>), Error> {
         let late = Late::stand_in(name, &settings.root, key)?;
         let (tell, answer) = std::sync::mpsc::channel();
         // All pages are here, so it is answered within the call.

@@ -16,5 +16,5 @@ pub fn read(named: Option<&Path>) -> Result<FileSettings, RunError> {
         Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(FileSettings::default()),
         Err(reason) => return Err(RunError::Unreadable { path, reason }),
     };
-    FileSettings::parse(&text).map_err(|error| RunError::Config { path, error })
+    FileSettings::parse(&text).map_err(|error| RunError::Config { path, error: Box::new(error) })
 }

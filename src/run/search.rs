@@ -11,7 +11,7 @@ use super::RunError;
 use super::live::{self, Live};
 use crate::cli::{MountRequest, OptionError};
 use crate::driver::Client;
-use crate::fs::{self, Fs, Late};
+use crate::fs::{self, Late, LateFs};
 use crate::keys::OriginKey;
 use crate::settings::{CacheSettings, NetSettings, RETRY_BY_HAND};
 use crate::wire::head::TreeName;
@@ -35,7 +35,7 @@ impl Search {
         request: &MountRequest,
         settings: fs::Settings,
         point: &Path,
-    ) -> Result<(Search, Arc<Fs<Late<Client>>>), RunError> {
+    ) -> Result<(Search, LateFs<Client>), RunError> {
         let tree = request.mount.tree.clone().ok_or(OptionError::DelayWithoutTree)?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| RunError::Start(error.into()))?;
