@@ -19,7 +19,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub mod chain;
 mod process;
+pub mod race;
 pub mod samples;
 mod space;
 pub mod swarm;
@@ -62,7 +64,7 @@ impl Link {
             // A bucket of 2.5 ms: what a busy machine's timers are late by is not lost, and bursts stay far below a queue.
             let burst = (mbit * 312).max(16 * 1024);
             let queue = Link::QUEUE;
-            writeln!(script, "tc qdisc add dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
+            writeln!(script, "tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
                 .expect("a string takes any text");
         }
     }
@@ -203,6 +205,20 @@ impl Lab {
         self.wait_until_linked(host);
     }
 
+    /// Broadcasts that a host has sent so far, whatever they were for.
+    pub fn broadcasts_of(&self, host: &Host) -> u64 {
+        host.space.broadcasts()
+    }
+
+    /// From now on a host's link has another rate.
+    pub fn change_link(&self, host: &Host, link: Link) {
+        for (space, device) in [(&self.switch, host.port.as_str()), (&host.space, "eth0")] {
+            let mut script = String::new();
+            link.shape(&mut script, device);
+            space.script(&script);
+        }
+    }
+
     /// From now on each packet that reaches any host is lost with this probability.
     pub fn lose(&self, probability: f64) {
         for host in &self.hosts {
@@ -262,15 +278,21 @@ impl Host {
 
     /// Starts a program whose output goes to a log that is shown if the test fails.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let short = Path::new(program).file_name().expect("a program has a name").to_string_lossy().into_owned();
-        let log = self.scratch.join(format!("{number:03}-{}-{short}.log", self.name));
-        let out = fs::File::create(&log).expect("the scratch directory can be written");
+        let (log, out) = self.log(&short);
         let err = out.try_clone().expect("descriptors are not used up");
         let mut command = self.command(program);
         command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
         Running::start(command, format!("{short} {} on {}", args.join(" "), self.name), Some(log))
+    }
+
+    /// A file for what a program of this host prints.
+    fn log(&self, program: &str) -> (PathBuf, fs::File) {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = self.scratch.join(format!("{number:03}-{}-{program}.log", self.name));
+        let file = fs::File::create(&log).expect("the scratch directory can be written");
+        (log, file)
     }
 
     /// Runs a program to its end, which must come within `limit`.

@@ -111,6 +111,16 @@ impl Space {
         (fields[0], fields[8])
     }
 
+    /// Broadcasts sent by this network's hosts.
+    pub fn broadcasts(&self) -> u64 {
+        let table = fs::read_to_string(format!("/proc/{}/net/netstat", self.pid)).expect("the holder lives");
+        // A line of names, then a line of numbers.
+        let mut lines = table.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+        let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let found = names.split_whitespace().zip(numbers.split_whitespace()).find(|(name, _)| *name == "OutBcastPkts");
+        found.and_then(|(_, number)| number.parse().ok()).expect("the kernel counts broadcasts")
+    }
+
     /// Moves the calling thread, and no other, into this network. It can never come back, so it should end soon.
     pub fn move_thread_into_network(&self) {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.pid)).expect("the holder lives");
