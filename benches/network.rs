@@ -2,9 +2,9 @@
 //! one after the other between the same hosts (`tests/lab`: namespaces on a switch, links with a rate), each figure
 //! beside its goal.
 //!
-//! `cargo bench --bench network` runs every row, `-- 8 32 ...` those named; `--runs N` repeats each, `--only swarmfs` or
-//! `--only chain` leaves the other out, `--mib N`, `--readers N` and `--rate MBIT` change any row. A row that falls short says so and
-//! fails nothing; wrong bytes do. It needs root, or `unshare -Ur`.
+//! `cargo bench --bench network` runs every row, `-- 8 32 ...` those named; `--runs N` repeats each, `--only swarmfs`
+//! or `--only chain` leaves the other out, `--mib N`, `--readers N` and `--rate MBIT` change any row. A row that falls
+//! short says so and fails nothing; wrong bytes do. It needs root, or `unshare -Ur`.
 //!
 //! T is the time from the common start until the last reader has its last byte, over the file through one link at its
 //! payload rate. Copies are bytes on the origin's link with all headers, over the file: one copy is 1.046. Where the
