@@ -6,8 +6,8 @@
 //! or `--only chain` leaves the other out, `--mib N`, `--readers N` and `--rate MBIT` change any row. A row that falls
 //! short says so and fails nothing; wrong bytes do. It needs root, or `unshare -Ur`.
 //!
-//! T is the time from the common start until the last reader has its last byte, over the file through one link at its
-//! payload rate. Copies are bytes on the origin's link with all headers, over the file: one copy is 1.046. Where the
+//! T is the time from the common start (else a reader's own) until the last reader has its last byte, over the file
+//! through one link at its payload rate. Copies are bytes on the origin's link with all headers, over the file: one copy is 1.046. Where the
 //! machine's own processors are hardly ever idle, a row tells of them and not of the network.
 
 use std::path::{Path, PathBuf};
@@ -102,7 +102,7 @@ impl By {
 /// What a run came to. Processor time is in seconds per GB (10^9 bytes) that a reader got.
 #[derive(Clone, Default)]
 struct Figures {
-    /// Seconds until the last of those that count was done; infinite if one never was.
+    /// Most seconds that one of those that count took, from its own start; infinite if one was never done.
     took: f64,
     /// The same of the run that this is compared with.
     without: Option<f64>,
@@ -262,6 +262,8 @@ fn race(lab: &Lab, row: &Row, by: By, sample: &Sample, disturbed: bool) -> Figur
     // The clock runs from the first start.
     let first = starts.iter().min().copied().unwrap_or_default();
     starts.iter_mut().for_each(|start| *start -= first);
+    // In a chain nobody can be sent anything before the last is there.
+    let last_start = starts.iter().max().copied().unwrap_or_default();
     let stands_still = by == By::Chain && victim.is_some() && disturbed;
     let limit = ideal.mul_f64(if stands_still { PATIENCE } else { HOPELESS });
     let counts = |index: &usize| Some(*index) != victim;
@@ -270,18 +272,18 @@ fn race(lab: &Lab, row: &Row, by: By, sample: &Sample, disturbed: bool) -> Figur
     let (mut half, mut memory) = (false, 0);
     loop {
         match &mut team {
-            // Nobody can be sent anything before the last is there.
-            Team::Chain(chain) if starts.iter().all(|at| start.elapsed() >= *at) => chain.start(),
+            Team::Chain(chain) if start.elapsed() >= last_start => chain.start(),
             Team::Chain(_) => (),
             Team::Swarm { .. } => {
                 let due = racers.iter_mut().zip(&starts).filter(|(_, at)| start.elapsed() >= **at);
                 due.for_each(|(racer, _)| racer.go());
             }
         }
-        let watched = &racers[row.readers / 2];
-        if !half && watched.bytes() >= sample.bytes / 2 {
-            half = true;
+        if memory == 0 && racers[0].bytes() >= sample.bytes / 20 {
             memory = team.memory(lab);
+        }
+        if !half && racers[row.readers / 2].bytes() >= sample.bytes / 2 {
+            half = true;
             if row.kind == Kind::CutOff && disturbed {
                 lab.cut(slow);
             }
@@ -326,11 +328,21 @@ fn race(lab: &Lab, row: &Row, by: By, sample: &Sample, disturbed: bool) -> Figur
     };
     let expected = std::fs::metadata(&sample.whole).expect("the sample is there").len();
     let counted = || arrivals.iter().enumerate().filter(|(index, _)| counts(index)).map(|(_, arrival)| arrival);
-    let ends = counted().map(|arrival| arrival.at.filter(|_| arrival.bytes == expected));
-    let last = ends.collect::<Option<Vec<Instant>>>().and_then(|ends| ends.into_iter().max());
+    let begun = |index: usize| start + if by == By::Chain { last_start } else { starts[index] };
+    let times = arrivals.iter().enumerate().filter(|(index, _)| counts(index)).map(|(index, arrival)| {
+        let at = arrival.at.filter(|_| arrival.bytes == expected)?;
+        Some(at.saturating_duration_since(begun(index)))
+    });
+    let last = times.collect::<Option<Vec<Duration>>>().and_then(|times| times.into_iter().max());
+    if last.is_none() && !stands_still {
+        for (host, arrival) in lab.nodes().iter().zip(&arrivals) {
+            let done = if arrival.at.is_some() { "ended" } else { "stopped" };
+            eprintln!("{}: {done} at {} of {expected} bytes\n{}", host.name, arrival.bytes, arrival.log);
+        }
+    }
     let ticks = (machine_after.0 - machine_before.0) as f64;
     Figures {
-        took: last.map_or(f64::INFINITY, |last| (last - start).as_secs_f64()),
+        took: last.map_or(f64::INFINITY, |last| last.as_secs_f64()),
         without: None,
         least: counted().map(|arrival| arrival.bytes as f64 / expected as f64).fold(1.0, f64::min),
         copies,
@@ -402,12 +414,13 @@ fn print_row(row: &Row, by: By, runs: &[Figures], ideal: f64) {
         Some((worst, _)) if worst.is_infinite() => format!("not all: one has {:.0} %", least * 100.0),
         figures => cell(figures, row.goal.time, 3),
     };
+    let later = spread(&|run| Some(run.took / run.without?).filter(|later| later.is_finite()));
     println!(
         "{:<10}{:<18}{:<9}{time:<30}{:<30}{:<30}{:<20}{:>9}{:>9}{:>8}{:>7}{:>7}{:>7}",
         row.name,
         format!("{} x {}, {} M", row.readers, row.mib, row.mbit),
         by.name(),
-        cell(spread(&|run| run.without.map(|without| run.took / without)), row.goal.later, 3),
+        cell(later, row.goal.later, 3),
         cell(spread(&|run| Some(run.copies)), row.goal.copies, 3),
         cell(spread(&|run| Some(run.broadcasts)), row.goal.broadcasts, 0),
         number(&|run| run.node_cpu, 2),
