@@ -88,8 +88,8 @@ impl Space {
         command
     }
 
-    /// Runs a shell script on the namespaces from outside: process numbers in it are the test's own.
-    pub fn script(&self, script: &str) {
+    /// Runs a shell script on the namespaces from outside: process numbers in it are the test's own. Gives what it printed.
+    pub fn script(&self, script: &str) -> String {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.pid)).arg("--net");
         if self.has_mounts {
@@ -99,6 +99,7 @@ impl Space {
         let output = output.expect("util-linux is installed (.ci/need)");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: {script}\n{errors}", self.name);
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Bytes received and sent by one interface.
