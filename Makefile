@@ -2,6 +2,7 @@
 
 PREFIX = /usr/local
 DIR =
+ROWS =
 
 # Hosts in namespaces need root, or a user namespace in which one is root.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || { unshare -Ur true 2>/dev/null && echo unshare -Ur --; })
@@ -19,6 +20,11 @@ test:
 	.ci/need test
 	$(AS_ROOT) cargo test --no-fail-fast
 
+# Figures on a network, beside a chain of nc and tee. ROWS="8 tar" runs those alone.
+bench:
+	.ci/need bench
+	$(AS_ROOT) cargo bench --bench network -- $(ROWS)
+
 install: all
 	install -D -m 755 target/release/swarmfs "$(DESTDIR)$(PREFIX)/bin/swarmfs"
 	install -D -m 644 man/swarmfs.1 "$(DESTDIR)$(PREFIX)/share/man/man1/swarmfs.1"
@@ -26,4 +32,4 @@ install: all
 clean:
 	cargo clean
 
-.PHONY: all demo test install clean
+.PHONY: all demo test bench install clean

@@ -19,7 +19,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub mod chain;
 mod process;
+pub mod race;
 pub mod samples;
 mod space;
 pub mod swarm;
@@ -62,7 +64,7 @@ impl Link {
             // A bucket of 2.5 ms: what a busy machine's timers are late by is not lost, and bursts stay far below a queue.
             let burst = (mbit * 312).max(16 * 1024);
             let queue = Link::QUEUE;
-            writeln!(script, "tc qdisc add dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
+            writeln!(script, "tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
                 .expect("a string takes any text");
         }
     }
@@ -122,15 +124,20 @@ impl Lab {
         let switch = Space::network("switch");
         let mut script = String::from("ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n");
         script.push_str("ip link set br0 up\n");
+        // A machine with a firewall would pass each packet on the switch through its rules' hooks.
+        let filter = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        writeln!(script, "if [ -e {filter} ]; then echo 0 > {filter}; fi").expect("a string takes any text");
         let mut hosts = Vec::new();
         for index in 0..count {
             let name = if index == 0 { "origin".to_owned() } else { format!("node{index}") };
             let space = Space::host(&name);
-            let host = Host { index, name, space, port: format!("port{index}"), scratch: scratch.clone() };
+            let host = Host { index, name, space, port: format!("port{index}"), link, scratch: scratch.clone() };
             writeln!(script, "ip link add {} type veth peer name eth0 netns {}", host.port, host.space.pid())
                 .expect("a string takes any text");
             writeln!(script, "ip link set {} master br0", host.port).expect("a string takes any text");
             link.shape(&mut script, &host.port);
+            // A veth batches what its other end receives only where that end's packets are never more than one segment.
+            writeln!(script, "ethtool -K {} tso off", host.port).expect("a string takes any text");
             hosts.push(host);
         }
         switch.script(&script);
@@ -139,7 +146,13 @@ impl Lab {
             link.shape(&mut script, "eth0");
             // A gateway that is not there: hosts have a default route, and 255.255.255.255 needs one.
             script.push_str("ip route add default via 10.77.0.254\n");
+            // What Linux does unless told otherwise, and not what this machine was told: another one's pacing takes a timer
+            // per packet. Where a namespace may not choose cubic, its forebear does the same on a LAN.
+            let control = "/proc/sys/net/ipv4/tcp_congestion_control";
+            writeln!(script, "echo cubic 2> /dev/null > {control} || echo reno > {control}")
+                .expect("a string takes any text");
             host.space.script(&script);
+            host.moderate(true);
         }
         let lab = Lab { hosts, switch, link, scratch, _turn: turn };
         for host in &lab.hosts {
@@ -189,7 +202,13 @@ impl Lab {
 
     /// Bytes that the switch has sent to a host so far, headers included.
     pub fn sent_to(&self, host: &Host) -> u64 {
-        self.switch.counters(&host.port).1
+        if host.link.mbit.is_none() {
+            return self.switch.counters(&host.port).1;
+        }
+        // Of what is handed up in batches the port counts no Ethernet headers; what limits its rate does.
+        let shown = self.switch.script(&format!("tc -s -j qdisc show dev {}", host.port));
+        let queues: serde_json::Value = serde_json::from_str(&shown).expect("tc writes JSON");
+        queues[0]["bytes"].as_u64().expect("tc counts what it lets pass")
     }
 
     /// Pulls a host's cable: its interface loses carrier.
@@ -201,6 +220,20 @@ impl Lab {
     pub fn mend(&self, host: &Host) {
         self.switch.script(&format!("ip link set {} up", host.port));
         self.wait_until_linked(host);
+    }
+
+    /// Broadcasts that a host has sent so far, whatever they were for.
+    pub fn broadcasts_of(&self, host: &Host) -> u64 {
+        host.space.broadcasts()
+    }
+
+    /// From now on a host's link has another rate.
+    pub fn change_link(&self, host: &Host, link: Link) {
+        for (space, device) in [(&self.switch, host.port.as_str()), (&host.space, "eth0")] {
+            let mut script = String::new();
+            link.shape(&mut script, device);
+            space.script(&script);
+        }
     }
 
     /// From now on each packet that reaches any host is lost with this probability.
@@ -245,6 +278,7 @@ pub struct Host {
     pub name: String,
     space: Space,
     port: String,
+    link: Link,
     scratch: PathBuf,
 }
 
@@ -262,15 +296,21 @@ impl Host {
 
     /// Starts a program whose output goes to a log that is shown if the test fails.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let short = Path::new(program).file_name().expect("a program has a name").to_string_lossy().into_owned();
-        let log = self.scratch.join(format!("{number:03}-{}-{short}.log", self.name));
-        let out = fs::File::create(&log).expect("the scratch directory can be written");
+        let (log, out) = self.log(&short);
         let err = out.try_clone().expect("descriptors are not used up");
         let mut command = self.command(program);
         command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
         Running::start(command, format!("{short} {} on {}", args.join(" "), self.name), Some(log))
+    }
+
+    /// A file for what a program of this host prints.
+    fn log(&self, program: &str) -> (PathBuf, fs::File) {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = self.scratch.join(format!("{number:03}-{}-{program}.log", self.name));
+        let file = fs::File::create(&log).expect("the scratch directory can be written");
+        (log, file)
     }
 
     /// Runs a program to its end, which must come within `limit`.
@@ -308,12 +348,30 @@ impl Host {
 
     /// Makes each packet that reaches this host get lost with this probability; 0 loses none.
     pub fn lose(&self, probability: f64) {
+        // The filter must see single packets.
+        self.moderate(probability == 0.0);
         let per_million = (probability * 1e6).round() as u32;
         self.space.script(&format!(
             "nft 'add table netdev lab; delete table netdev lab; add table netdev lab;
              add chain netdev lab in {{ type filter hook ingress device eth0 priority 0; }};
              add rule netdev lab in numgen random mod 1000000 < {per_million} drop'"
         ));
+    }
+
+    /// Has a limited link's packets handed up in batches, as network cards do: at most four packets' time late. On the
+    /// link each is still one of its own. Without it the lab takes a third more of this machine's time.
+    fn moderate(&self, on: bool) {
+        let Some(mbit) = self.link.mbit else { return };
+        let four_packets_ns = 4 * 1514 * 8 * 1000 / mbit;
+        let (switch, delay) = if on { ("on", four_packets_ns) } else { ("off", 0) };
+        self.space.script(&format!("ethtool -K eth0 gro {switch}"));
+        // Where a host could not have a /sys of its own, it shows another's interfaces: those are left alone.
+        let script = format!(
+            "cd /sys/class/net/eth0 && case \"$(ip -br link show eth0)\" in
+             *\" $(cat address) \"*) echo {delay} > gro_flush_timeout; echo {} > napi_defer_hard_irqs ;; esac",
+            u32::from(on)
+        );
+        let _ = self.run(Duration::from_secs(10), "sh", &["-c", &script]);
     }
 
     /// Processes of this host by program name, as numbers of the test's own process namespace; not the dead ones.
