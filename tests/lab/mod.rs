@@ -57,9 +57,12 @@ impl Link {
     /// Queue of a switch port in bytes: 21 ms at 100 Mbit/s, 84 ms at 25.
     const QUEUE: u32 = 256 * 1024;
 
+    /// Packets that pass a link as one: 8 KiB of payload. Rates and queues count the headers of each. With single packets
+    /// this machine spends its time on a timer per packet and link, and hosts have too little left to be measured.
+    const TRAIN: u32 = 6;
+
     fn shape(self, script: &mut String, device: &str) {
-        // One segment a packet: rates, queues and loss then act on what a wire would carry.
-        writeln!(script, "ip link set {device} gso_max_segs 1 up").expect("a string takes any text");
+        writeln!(script, "ip link set {device} gso_max_segs {} up", Link::TRAIN).expect("a string takes any text");
         if let Some(mbit) = self.mbit {
             // A bucket of 2.5 ms: what a busy machine's timers are late by is not lost, and bursts stay far below a queue.
             let burst = (mbit * 312).max(16 * 1024);
@@ -136,8 +139,6 @@ impl Lab {
                 .expect("a string takes any text");
             writeln!(script, "ip link set {} master br0", host.port).expect("a string takes any text");
             link.shape(&mut script, &host.port);
-            // A veth batches what its other end receives only where that end's packets are never more than one segment.
-            writeln!(script, "ethtool -K {} tso off", host.port).expect("a string takes any text");
             hosts.push(host);
         }
         switch.script(&script);
@@ -152,7 +153,6 @@ impl Lab {
             writeln!(script, "echo cubic 2> /dev/null > {control} || echo reno > {control}")
                 .expect("a string takes any text");
             host.space.script(&script);
-            host.moderate(true);
         }
         let lab = Lab { hosts, switch, link, scratch, _turn: turn };
         for host in &lab.hosts {
@@ -195,9 +195,12 @@ impl Lab {
         &self.scratch
     }
 
-    /// Bytes that a host has sent onto its link so far, headers included, as its switch port counts them.
+    /// Bytes that a host has sent onto its link so far, headers included.
     pub fn sent_by(&self, host: &Host) -> u64 {
-        self.switch.counters(&host.port).0
+        if host.link.mbit.is_none() {
+            return self.switch.counters(&host.port).0;
+        }
+        passed(&host.space, "eth0")
     }
 
     /// Bytes that the switch has sent to a host so far, headers included.
@@ -205,10 +208,7 @@ impl Lab {
         if host.link.mbit.is_none() {
             return self.switch.counters(&host.port).1;
         }
-        // Of what is handed up in batches the port counts no Ethernet headers; what limits its rate does.
-        let shown = self.switch.script(&format!("tc -s -j qdisc show dev {}", host.port));
-        let queues: serde_json::Value = serde_json::from_str(&shown).expect("tc writes JSON");
-        queues[0]["bytes"].as_u64().expect("tc counts what it lets pass")
+        passed(&self.switch, &host.port)
     }
 
     /// Pulls a host's cable: its interface loses carrier.
@@ -242,6 +242,13 @@ impl Lab {
             host.lose(probability);
         }
     }
+}
+
+/// Bytes that a limited link let pass: of packets that travel as one its interface counts one's headers, its limit all.
+fn passed(space: &Space, device: &str) -> u64 {
+    let shown = space.script(&format!("tc -s -j qdisc show dev {device}"));
+    let queues: serde_json::Value = serde_json::from_str(&shown).expect("tc writes JSON");
+    queues[0]["bytes"].as_u64().expect("tc counts what it lets pass")
 }
 
 impl Drop for Lab {
@@ -346,32 +353,18 @@ impl Host {
         })
     }
 
-    /// Makes each packet that reaches this host get lost with this probability; 0 loses none.
-    pub fn lose(&self, probability: f64) {
+    /// Makes each packet that reaches this host get lost with this probability; 0 loses none. What it sends are single
+    /// packets meanwhile.
+    fn lose(&self, probability: f64) {
         // The filter must see single packets.
-        self.moderate(probability == 0.0);
+        let train = if probability == 0.0 { Link::TRAIN } else { 1 };
         let per_million = (probability * 1e6).round() as u32;
         self.space.script(&format!(
-            "nft 'add table netdev lab; delete table netdev lab; add table netdev lab;
+            "ip link set eth0 gso_max_segs {train}
+             nft 'add table netdev lab; delete table netdev lab; add table netdev lab;
              add chain netdev lab in {{ type filter hook ingress device eth0 priority 0; }};
              add rule netdev lab in numgen random mod 1000000 < {per_million} drop'"
         ));
-    }
-
-    /// Has a limited link's packets handed up in batches, as network cards do: at most four packets' time late. On the
-    /// link each is still one of its own. Without it the lab takes a third more of this machine's time.
-    fn moderate(&self, on: bool) {
-        let Some(mbit) = self.link.mbit else { return };
-        let four_packets_ns = 4 * 1514 * 8 * 1000 / mbit;
-        let (switch, delay) = if on { ("on", four_packets_ns) } else { ("off", 0) };
-        self.space.script(&format!("ethtool -K eth0 gro {switch}"));
-        // Where a host could not have a /sys of its own, it shows another's interfaces: those are left alone.
-        let script = format!(
-            "cd /sys/class/net/eth0 && case \"$(ip -br link show eth0)\" in
-             *\" $(cat address) \"*) echo {delay} > gro_flush_timeout; echo {} > napi_defer_hard_irqs ;; esac",
-            u32::from(on)
-        );
-        let _ = self.run(Duration::from_secs(10), "sh", &["-c", &script]);
     }
 
     /// Processes of this host by program name, as numbers of the test's own process namespace; not the dead ones.
