@@ -5,6 +5,7 @@ PREFIX = /usr/local
 SBINDIR = /sbin
 UNITDIR = $(PREFIX)/lib/systemd/system
 DIR =
+ROWS =
 # Where cargo puts what it builds: below target/TARGET for another machine, `make TARGET=aarch64-unknown-linux-gnu`.
 TARGET =
 RUNNABLE = $(if $(TARGET),target/release,$(BUILT))
@@ -43,6 +44,11 @@ demo:
 test:
 	.ci/need test
 	$(AS_ROOT) cargo test --no-fail-fast
+
+# Figures on a network, beside a chain of nc and tee. ROWS="8 tar" runs those alone.
+bench:
+	.ci/need bench
+	$(AS_ROOT) cargo bench --bench network -- $(ROWS)
 
 # By a program that runs here, whatever machine the installed one is for.
 completions:
@@ -90,4 +96,4 @@ uninstall:
 clean:
 	cargo clean
 
-.PHONY: all static armv7 aarch64 demo test install uninstall completions deb clean
+.PHONY: all static armv7 aarch64 demo test bench install uninstall completions deb clean

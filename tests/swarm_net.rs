@@ -40,22 +40,6 @@ fn everyone_finishes_on_a_network_that_loses_one_packet_in_a_hundred() {
     read_on_all(&lab, &file);
 }
 
-/// Figures for any number of readers; `SWARMFS=target/release/swarmfs` measures the optimised program.
-#[test]
-#[ignore = "prints figures: N, MIB, RATE (Mbit/s), RUNS in the environment"]
-fn probe() {
-    let number = |name: &str, default: u64| match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, not {text:?}")),
-        Err(_) => default,
-    };
-    let (readers, size) = (number("N", 8) as usize, number("MIB", 64) * MIB);
-    let Some(lab) = Lab::timed(1 + readers, Link::mbit(number("RATE", 100) as u32)) else { return };
-    let file = sample(&lab, |file| samples::random_file(file, size, 5));
-    for _ in 0..number("RUNS", 3) {
-        read_on_all(&lab, &file);
-    }
-}
-
 /// How the last reader and the origin fared.
 struct Run {
     /// The last reader's time over the file through one link.
