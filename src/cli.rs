@@ -225,6 +225,14 @@ pub struct NodeArgs {
     /// Trust only this public key [default: the first one seen]
     #[arg(long, value_name = "KEY")]
     pub key: Option<PublicKey>,
+
+    /// Send others at most so much a second [default: what links carry]
+    #[arg(long, value_name = "RATE", value_parser = brief(settings::quantity::parse_rate))]
+    pub upload: Option<u64>,
+
+    /// Send to at most so many others at once [default: as is fastest]
+    #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
+    pub upload_slots: Option<u16>,
 }
 
 impl NodeArgs {
@@ -240,12 +248,14 @@ impl NodeArgs {
             peer: list(self.peer, below.peer),
             cache: self.cache.or(below.cache),
             key: self.key.or(below.key),
+            upload: self.upload.or(below.upload),
+            upload_slots: self.upload_slots.or(below.upload_slots),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, ..self.clone() } == NodeArgs::default()
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -265,6 +275,8 @@ impl NodeArgs {
             broadcast: self.broadcast,
             peers: self.peer,
             key: self.key,
+            upload: self.upload,
+            upload_slots: self.upload_slots,
         }
     }
 }

@@ -62,6 +62,10 @@ pub struct NetSettings {
     pub peers: Vec<(String, u16)>,
     /// The one key trusted. None: the first one seen, which whoever answers first can choose.
     pub key: Option<PublicKey>,
+    /// The most bytes a second that the node sends to others. None: as fast as its links are.
+    pub upload: Option<u64>,
+    /// How many others it serves at once, at least 1. None: as many as the policy finds best.
+    pub upload_slots: Option<u16>,
 }
 
 impl NetSettings {
@@ -283,6 +287,16 @@ pub fn parse_umask(text: &str) -> Result<u16, Unfit> {
         what: "umask",
         expected: "permission bits in octal, from 0 to 777",
         example: "027",
+    })
+}
+
+/// How many others are sent to at once.
+pub fn parse_slots(text: &str) -> Result<u16, Unfit> {
+    text.parse().ok().filter(|slots| *slots > 0).ok_or_else(|| Unfit {
+        value: text.to_owned(),
+        what: "number of slots",
+        expected: "a whole number from 1 to 65535",
+        example: "4",
     })
 }
 

@@ -11,16 +11,19 @@ use toml::de::{DeTable, DeValue};
 use super::NodeArgs;
 use super::options::{Draft, OptionError, nearest};
 use crate::keys::{NotAKey, PublicKey};
-use crate::settings::{CacheSettings, Unfit, parse_broadcast, parse_interface, parse_peer, parse_port};
+use crate::settings::quantity::parse_rate;
+use crate::settings::{CacheSettings, Unfit, parse_broadcast, parse_interface, parse_peer, parse_port, parse_slots};
 
 /// Each key with an example of its value.
-const KEYS: [(&str, &str); 8] = [
+const KEYS: [(&str, &str); 10] = [
     ("interface", "interface = [\"eth0\", \"eth1\"]"),
     ("port", "port = 19024"),
     ("broadcast", "broadcast = [\"192.168.7.255\"]"),
     ("peer", "peer = [\"origin.example\"]"),
     ("cache", "cache = \"128M\""),
     ("key", "key = \"KEY\", with the 64 hex digits that `swarmfs serve` prints"),
+    ("upload", "upload = \"10M\""),
+    ("upload-slots", "upload-slots = 4"),
     ("log-file", "log-file = \"/var/log/swarmfs.log\""),
     ("mount-options", "mount-options = \"soft,timeo=30s\""),
 ];
@@ -96,6 +99,8 @@ impl FileSettings {
             "peer" => self.node.peer.push(parse_peer(text).map_err(unfit)?),
             "cache" => self.node.cache = Some(CacheSettings::parse(text).map_err(unfit)?),
             "key" => self.node.key = Some(text.parse::<PublicKey>().map_err(Reason::Key)?),
+            "upload" => self.node.upload = Some(parse_rate(text).map_err(unfit)?),
+            "upload-slots" => self.node.upload_slots = Some(parse_slots(text).map_err(unfit)?),
             "log-file" => self.log_file = Some(PathBuf::from(text)),
             "mount-options" => {
                 Draft::default().take(text).map_err(Reason::Options)?;

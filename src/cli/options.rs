@@ -7,20 +7,22 @@ use thiserror::Error;
 
 use super::NodeArgs;
 use crate::keys::{NotAKey, PublicKey};
-use crate::settings::quantity::parse_duration;
+use crate::settings::quantity::{parse_duration, parse_rate};
 use crate::settings::{
     CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
-    parse_port, parse_umask,
+    parse_port, parse_slots, parse_umask,
 };
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 30] = [
+const WORDS: [(&str, Option<&str>); 32] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
     ("peer", Some("peer=origin.example")),
     ("cache", Some("cache=128M")),
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("upload", Some("upload=10M")),
+    ("upload_slots", Some("upload_slots=4")),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -189,6 +191,8 @@ impl Draft {
             "broadcast" => self.node.broadcast.push(parse_broadcast(value).map_err(unfit)?),
             "peer" => self.node.peer.push(parse_peer(value).map_err(unfit)?),
             "cache" => self.node.cache = Some(CacheSettings::parse(value).map_err(unfit)?),
+            "upload" => self.node.upload = Some(parse_rate(value).map_err(unfit)?),
+            "upload_slots" => self.node.upload_slots = Some(parse_slots(value).map_err(unfit)?),
             "retry" => self.retry = Some(parse_duration(value).map_err(unfit)?),
             "log_file" => self.log_file = Some(PathBuf::from(value)),
             "uid" => self.shown.uid = Some(parse_id(value).map_err(unfit)?),

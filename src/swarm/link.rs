@@ -24,6 +24,12 @@ pub struct Upload {
     pub weight: usize,
 }
 
+impl Upload {
+    pub fn has_begun(&self) -> bool {
+        self.offset > 0 || self.next > self.run.first
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Offer {
     pub id: u32,
@@ -174,6 +180,7 @@ impl Node {
             self.provide.uncount(*chunk, *bits);
         }
         self.ready.remove(&id);
+        self.free_slot(id);
         self.drop_downloads_of(id);
         self.pages.forget_link(id);
         if link.origin {
