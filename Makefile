@@ -63,7 +63,7 @@ deb: all completions
 	mkdir -p target/links
 	ln -sf ../bin/swarmfs target/links/mount.swarmfs
 	ln -sf ../bin/swarmfs target/links/mount.fuse.swarmfs
-	cargo deb --no-build $(if $(TARGET),--target $(TARGET))
+	cargo deb --no-build --strip $(if $(TARGET),--target $(TARGET))
 
 install: all completions
 	install -D -m 755 $(BUILT)/swarmfs "$(DESTDIR)$(PREFIX)/bin/swarmfs"
