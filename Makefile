@@ -78,6 +78,7 @@ install: all completions
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' mount/swarmfs-serve@.service > "$(DESTDIR)$(UNITDIR)/swarmfs-serve@.service"
 	install -d "$(DESTDIR)$(PREFIX)/share/doc/swarmfs/examples"
 	install -m 644 $(EXAMPLES) "$(DESTDIR)$(PREFIX)/share/doc/swarmfs/examples"
+	install -m 644 README.md "$(DESTDIR)$(PREFIX)/share/doc/swarmfs"
 	install -D -m 644 target/completions/swarmfs.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/swarmfs"
 	install -D -m 644 target/completions/_swarmfs "$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_swarmfs"
 	install -D -m 644 target/completions/swarmfs.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swarmfs.fish"
