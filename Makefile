@@ -18,7 +18,10 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || { unshare -Ur true 2>/dev/null && echo
 all:
 	cargo build --release --bin swarmfs $(if $(TARGET),--target $(TARGET))
 
-# One file that runs on any Linux of this machine's kind. Wants `rustup target add` for it and musl-tools.
+# One file that runs on any Linux of this machine's kind. Wants `rustup target add x86_64-unknown-linux-musl`, or that of
+# another kind.
+# What is C calls no C library that differs, so the usual compiler does; without a word cargo looks for musl-gcc.
+static: export CC_$(subst -,_,$(STATIC)) = $(CC)
 static:
 	$(MAKE) all TARGET=$(STATIC)
 	@echo target/$(STATIC)/release/swarmfs
