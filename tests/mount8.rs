@@ -267,6 +267,8 @@ fn a_mount_at_boot_waits_for_the_origin_and_for_the_network() {
     must_end(node, &format!("umount {MOUNT}"), 0, &[]);
     // A cable that is plugged in late, and an interface that is made late.
     lab.cut(node);
+    // The kernel sees it up to a second later.
+    wait_until(SOON, "the cable is out", || (!node.sh(SOON, "ip -br link show eth0").contains(" UP ")).then_some(()));
     let mut waiting = tries("the client waits for the network");
     assert!(waiting.log().contains("no network to ask"), "{}", waiting.log());
     lab.mend(node);
