@@ -28,8 +28,11 @@ const FULL_REPORT: u64 = 2_000_000;
 const HEAD_PAUSE: u64 = 100_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
 const MAX_ORIGINS: usize = 32;
-/// How often rates are measured. (Taking what is received at its first 50 ms made 32 readers at 25 Mbit/s 0.06 slower.)
+/// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
+/// little to tell.
 const MEASURED: u64 = 300_000;
+const RISING: u64 = 50_000;
+const FAST: u64 = 5_000_000;
 /// What an origin sent within this may be nobody else's yet: whoever got it says more often that it lives.
 const SERVED: u64 = 1_000_000;
 /// A connection that is not greeted by then is given up.
@@ -424,7 +427,16 @@ impl Node {
 
     pub(super) fn measure(&mut self) {
         let elapsed = self.now.since(self.gossip.measured);
+        if elapsed < RISING {
+            return;
+        }
         if elapsed < MEASURED {
+            // Pieces are short until the rate is known: that it rises must be seen soon on a fast link. (What was sent may not
+            // have left the kernel yet.)
+            let received = self.gossip.received * 1_000_000 / elapsed;
+            if received >= FAST && received > 2 * self.gossip.receive_rate {
+                self.gossip.receive_rate = received;
+            }
             return;
         }
         let smooth = |old: u64, bytes: u64| {
