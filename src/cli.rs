@@ -1,24 +1,33 @@
 //! The command line: text in, plain settings out.
 //!
-//! It opens nothing and asks nobody; what depends on the machine (how much memory, whether root) is handed in. The
-//! invariant: what comes out of here is complete and was checked, so whatever fails later is not the command line's
-//! fault. `man/swarmfs.1` says the same as the texts here; `tests/manual.rs` compares them.
+//! It opens nothing and asks nobody; what depends on the machine (how much memory, whether root, what its configuration
+//! file says) is handed in. The invariant: what comes out of here is complete and was checked, so whatever fails later is
+//! not the command line's fault. What is given in several places counts in this order: options, words after `-o`, the
+//! file. The manual pages say the same as the texts here; `tests/manual.rs` compares them.
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
+pub use clap_complete::Shell;
 
 use crate::keys::PublicKey;
-use crate::settings::{self, CacheSettings, MountSettings, NetSettings, PathSpec, ServeSettings, TreeSpec, Unfit};
+use crate::settings::{
+    self, CacheSettings, MountSettings, NetSettings, PathSpec, RETRY_BY_HAND, ServeSettings, TreeSpec, Unfit,
+};
 use crate::wire::head::TreeName;
 
+mod file;
+mod helper;
 mod options;
 
+pub use file::{FileError, FileSettings, file_keys};
+pub use helper::HelperArgs;
 use options::Draft;
-pub use options::{OptionError, mount_words};
+pub use options::{OptionError, ignored_words, mount_words};
 
 /// A read-only filesystem whose chunks travel through a LAN swarm.
 ///
@@ -37,6 +46,10 @@ pub struct Cli {
     /// Say more on standard error; twice, each decision and datagram
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+
+    /// Read this file [default: /etc/swarmfs/swarmfs.conf, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -58,6 +71,7 @@ pub enum Command {
     Ls(LsArgs),
     Cat(CatArgs),
     Status(StatusArgs),
+    Completions(CompletionsArgs),
 }
 
 /// Offer a directory tree to the network.
@@ -75,6 +89,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TREE", value_parser = tree_name)]
     pub name: Option<TreeName>,
 
+    /// Log to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -87,9 +105,11 @@ pub struct ServeArgs {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
-cache=SIZE and key=KEY as the options above; hard (reads wait for an origin that
-is away, the default) or soft with timeo=TIME (they fail); allow_other, suid,
-dev, noexec; ro. Words that only mount(8) needs, such as nofail, are ignored.
+cache=SIZE, key=KEY and log_file=FILE as the options above; hard (reads wait for
+an origin that is away, the default) or soft with timeo=TIME (they fail);
+retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
+allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
+ignored. mount.swarmfs(8) says what each means.
 
 Examples:
   swarmfs mount /mnt
@@ -110,6 +130,10 @@ pub struct MountArgs {
     /// Mount options, separated by commas; repeatable
     #[arg(short = 'o', long = "options", value_name = "OPTS")]
     pub options: Vec<String>,
+
+    /// Log to this file instead of the system's log
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 
     #[command(flatten)]
     pub node: NodeArgs,
@@ -164,8 +188,18 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// Print what makes a shell complete this program's command line.
+///
+/// `make install` and the packages put it where the shells look.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: swarmfs completions bash > /etc/bash_completion.d/swarmfs")]
+pub struct CompletionsArgs {
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
 /// What every node takes.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Network and memory")]
 pub struct NodeArgs {
     /// Use this interface; repeatable [default: each that is up and broadcasts]
@@ -191,9 +225,44 @@ pub struct NodeArgs {
     /// Trust only this public key [default: the first one seen]
     #[arg(long, value_name = "KEY")]
     pub key: Option<PublicKey>,
+
+    /// Send others at most so much a second [default: what links carry]
+    #[arg(long, value_name = "RATE", value_parser = brief(settings::quantity::parse_rate))]
+    pub upload: Option<u64>,
+
+    /// Send to at most so many others at once [default: as is fastest]
+    #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
+    pub upload_slots: Option<u16>,
 }
 
 impl NodeArgs {
+    /// These, and what they leave open from below: a list that is given replaces the other.
+    fn over(self, below: NodeArgs) -> NodeArgs {
+        fn list<T>(above: Vec<T>, below: Vec<T>) -> Vec<T> {
+            if above.is_empty() { below } else { above }
+        }
+        NodeArgs {
+            interface: list(self.interface, below.interface),
+            port: self.port.or(below.port),
+            broadcast: list(self.broadcast, below.broadcast),
+            peer: list(self.peer, below.peer),
+            cache: self.cache.or(below.cache),
+            key: self.key.or(below.key),
+            upload: self.upload.or(below.upload),
+            upload_slots: self.upload_slots.or(below.upload_slots),
+        }
+    }
+
+    /// Whether no option says where on the network to look.
+    pub fn says_nowhere(&self) -> bool {
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+    }
+
+    /// Fills in what the file says.
+    pub fn with(self, file: &FileSettings) -> NodeArgs {
+        self.over(file.node.clone())
+    }
+
     pub fn settings(self, ram_bytes: u64) -> (NetSettings, CacheSettings) {
         let cache = self.cache.unwrap_or_else(|| CacheSettings::for_memory(ram_bytes));
         (self.net(), cache)
@@ -206,32 +275,70 @@ impl NodeArgs {
             broadcast: self.broadcast,
             peers: self.peer,
             key: self.key,
+            upload: self.upload,
+            upload_slots: self.upload_slots,
         }
     }
 }
 
 impl ServeArgs {
-    pub fn settings(self, ram_bytes: u64) -> (ServeSettings, NetSettings, CacheSettings) {
-        let (net, cache) = self.node.settings(ram_bytes);
+    pub fn settings(self, file: &FileSettings, ram_bytes: u64) -> (ServeSettings, NetSettings, CacheSettings) {
+        let (net, cache) = self.node.with(file).settings(ram_bytes);
         (ServeSettings { dir: self.dir, name: self.name }, net, cache)
     }
 }
 
+/// Everything that a mount needs to know.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MountRequest {
+    pub mount: MountSettings,
+    pub net: NetSettings,
+    pub cache: CacheSettings,
+    /// None: standard error, and the system's log in the background.
+    pub log_file: Option<PathBuf>,
+}
+
 impl MountArgs {
-    /// Options and the words after `-o` together; where both give one value, the word counts.
-    pub fn settings(
+    pub fn settings(self, file: &FileSettings, ram_bytes: u64, root: bool) -> Result<MountRequest, OptionError> {
+        let MountArgs { tree, dir, foreground, options, log_file, node } = self;
+        let words = Words { options: &options, sloppy: false, retry: RETRY_BY_HAND };
+        let mut request = words.settings(tree, dir, node, file, ram_bytes, root)?;
+        request.mount.foreground = foreground;
+        request.log_file = log_file.or(request.log_file);
+        Ok(request)
+    }
+}
+
+/// Words after `-o`, and what they mean where they say nothing.
+struct Words<'a> {
+    options: &'a [String],
+    sloppy: bool,
+    retry: Duration,
+}
+
+impl Words<'_> {
+    fn settings(
         self,
+        tree: Option<TreeSpec>,
+        mountpoint: PathBuf,
+        above: NodeArgs,
+        file: &FileSettings,
         ram_bytes: u64,
         root: bool,
-    ) -> Result<(MountSettings, NetSettings, CacheSettings), OptionError> {
-        let cache = self.node.cache;
-        let mut draft = Draft::new(self.node.net(), cache, root);
-        for words in &self.options {
+    ) -> Result<MountRequest, OptionError> {
+        let mut draft = Draft::new(root, self.sloppy);
+        draft.take(&file.options)?;
+        // Interfaces and peers of a nearer place replace those of a farther one; within a place they add up.
+        let below = std::mem::take(&mut draft.node).over(file.node.clone());
+        for words in self.options {
             draft.take(words)?;
         }
         let patience = draft.patience()?;
-        let Draft { net, cache, allow_other, suid, dev, noexec, .. } = draft;
-        let (source, tree, subdir) = match self.tree {
+        if draft.delay_connect && tree.is_none() {
+            return Err(OptionError::DelayWithoutTree);
+        }
+        let (net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
+        let (source, tree, subdir) = match tree {
             Some(TreeSpec { text, tree, subdir }) => (Some(text), Some(tree), subdir),
             None => (None, None, PathBuf::new()),
         };
@@ -239,15 +346,19 @@ impl MountArgs {
             source,
             tree,
             subdir,
-            mountpoint: self.dir,
-            allow_other,
-            suid,
-            dev,
-            noexec,
+            mountpoint,
+            allow_other: draft.allow_other,
+            suid: draft.suid,
+            dev: draft.dev,
+            noexec: draft.noexec,
+            nosymfollow: draft.nosymfollow,
+            shown: draft.shown,
             patience,
-            foreground: self.foreground,
+            retry: draft.retry.unwrap_or(self.retry),
+            delay_connect: draft.delay_connect,
+            foreground: false,
         };
-        Ok((mount, net, cache.unwrap_or_else(|| CacheSettings::for_memory(ram_bytes))))
+        Ok(MountRequest { mount, net, cache, log_file: draft.log_file.or_else(|| file.log_file.clone()) })
     }
 }
 
@@ -273,8 +384,6 @@ fn path_spec(text: OsString) -> Result<PathSpec, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use clap::{CommandFactory, error::ErrorKind};
     use proptest::prelude::*;
 
@@ -289,13 +398,20 @@ mod tests {
     }
 
     fn mount(line: &str) -> (MountSettings, NetSettings, CacheSettings) {
+        mount_with(line, &FileSettings::default())
+    }
+
+    fn mount_with(line: &str, file: &FileSettings) -> (MountSettings, NetSettings, CacheSettings) {
         let Ok(Command::Mount(args)) = parse(line) else { panic!("{line}") };
-        args.settings(RAM, false).expect(line)
+        let MountRequest { mount, net, cache, .. } = args.settings(file, RAM, false).expect(line);
+        (mount, net, cache)
     }
 
     fn refused(line: &str) -> String {
         match parse(line) {
-            Ok(Command::Mount(args)) => args.settings(RAM, false).expect_err(line).to_string(),
+            Ok(Command::Mount(args)) => {
+                args.settings(&FileSettings::default(), RAM, false).expect_err(line).to_string()
+            }
             Ok(_) => panic!("{line} was taken"),
             Err(error) => error.to_string(),
         }
@@ -364,13 +480,34 @@ mod tests {
     fn words_of_a_mount_are_understood() {
         let (settings, ..) =
             mount("swarmfs mount /mnt -o ro,soft,timeo=2min,suid,dev,noexec,allow_other,nofail,x-foo=1");
+        assert_eq!((settings.retry, settings.delay_connect), (RETRY_BY_HAND, false));
         assert_eq!(settings.patience, Patience::Soft(Duration::from_secs(120)));
         assert!(settings.suid && settings.dev && settings.noexec && settings.allow_other);
         let (settings, ..) = mount("swarmfs mount /mnt -o soft,suid,dev,hard,nosuid,nodev,exec");
         assert_eq!(settings.patience, Patience::Hard, "the later word counts");
         assert!(!settings.suid && !settings.dev && !settings.noexec);
         let Ok(Command::Mount(args)) = parse("swarmfs mount /mnt") else { panic!() };
-        assert!(args.settings(RAM, true).unwrap().0.allow_other, "as root a mount is for the host");
+        assert!(
+            args.settings(&FileSettings::default(), RAM, true).unwrap().mount.allow_other,
+            "as root a mount is for the host"
+        );
+    }
+
+    #[test]
+    fn options_count_over_words_and_words_over_the_file() {
+        let file = FileSettings::parse(
+            "port = 20000\ninterface = [\"eth8\", \"eth9\"]\ncache = \"40M\"\n\
+             mount-options = \"soft,timeo=9s,peer=filed,cache=50M\"\n",
+        )
+        .unwrap();
+        let (settings, net, cache) = mount_with("swarmfs mount /mnt -o hard,port=20001 --interface eth0", &file);
+        assert_eq!(settings.patience, Patience::Hard);
+        assert_eq!((net.port, &net.interfaces[..]), (Some(20001), &["eth0".to_owned()][..]));
+        assert_eq!(net.peers, [("filed".to_owned(), 19024)]);
+        assert_eq!(cache.budget_bytes, 50 << 20, "words in the file over the file's own keys");
+        let (_, net, cache) = mount_with("swarmfs mount /mnt -o cache=60M,peer=a --cache 70M", &file);
+        assert_eq!((net.interfaces.len(), cache.budget_bytes), (2, 70 << 20));
+        assert_eq!(net.peers, [("a".to_owned(), 19024)]);
     }
 
     #[test]
@@ -379,7 +516,7 @@ mod tests {
             ("rw", "option rw: a swarmfs mount is read-only"),
             ("tmeo=5", "unknown mount option tmeo: did you mean timeo?"),
             ("alow_other", "unknown mount option alow_other: did you mean allow_other?"),
-            ("frobnicate", "unknown mount option frobnicate: swarmfs(1) lists them"),
+            ("frobnicate", "unknown mount option frobnicate: mount.swarmfs(8) lists them"),
             ("soft,timeo", "option timeo needs a value, for example timeo=30s"),
             ("soft=1", "option soft takes no value, but has \"1\""),
             ("soft,timeo=x", "option timeo=x: expected seconds"),
@@ -387,6 +524,9 @@ mod tests {
             ("cache=1M", "option cache=1M: expected at least 32M"),
             ("key=12", "option key=12: not a public key"),
             ("port=0", "option port=0: expected a number from 1"),
+            ("delay_connect", "option delay_connect needs a tree's name"),
+            ("uid=root", "option uid=root: expected a number"),
+            ("remount", "option remount: a swarmfs mount cannot be changed"),
         ] {
             let message = refused(&format!("swarmfs mount /mnt -o {words}"));
             assert!(message.starts_with(expected), "{words}: {message}");
@@ -418,7 +558,7 @@ mod tests {
     #[test]
     fn the_other_commands_are_understood() {
         let Ok(Command::Serve(args)) = parse("swarmfs serve /srv/images --name boards --cache 1G") else { panic!() };
-        let (serve, _, cache) = args.settings(RAM);
+        let (serve, _, cache) = args.settings(&FileSettings::default(), RAM);
         assert_eq!(serve.dir, PathBuf::from("/srv/images"));
         assert_eq!(serve.name.as_ref().map(TreeName::as_str), Some("boards"));
         assert_eq!(cache.budget_bytes, 1 << 30);

@@ -29,6 +29,7 @@ mod arrive;
 mod core;
 mod links;
 mod tasks;
+mod upload;
 mod waiting;
 
 pub use crate::net::discover::{DiscoverError, Found, Offer, discover};

@@ -23,6 +23,7 @@ mod call;
 mod directories;
 mod files;
 mod inodes;
+mod late;
 mod look;
 mod readahead;
 
@@ -32,6 +33,7 @@ pub use directories::{BATCH, Batch};
 pub use files::Handle;
 pub(crate) use files::{Place as FilePlace, window};
 pub use inodes::{Inode, ROOT};
+pub use late::{Late, LateFs};
 pub(crate) use look::{Held, look};
 pub use look::{MAX_LINKS, resolve};
 pub use readahead::{AHEAD, Advice, Readahead};
@@ -330,7 +332,9 @@ impl<S: Supply> Fs<S> {
                 move |found, version| match found {
                     Ok(Some(entry)) => fs.inodes.renew(&Arc::new(entry), version),
                     // The old one stays: a directory that is gone lists nothing, and may come back.
-                    other => tracing::debug!(?other, "the root is not in the newest version"),
+                    other => {
+                        tracing::warn!(?other, "the directory that is mounted is not in the tree's newest version")
+                    }
                 },
             );
         }

@@ -15,12 +15,14 @@ use crate::fs::{Fs, Supply};
 mod adapter;
 pub mod daemon;
 mod errno;
+mod handed;
 pub mod mount;
 pub mod mountinfo;
 mod signals;
 mod watch;
 
-pub use daemon::{Outcome, Readiness, Role, daemonize};
+pub use daemon::{Death, Outcome, Readiness, Role, daemonize};
+pub use handed::number as handed_descriptor;
 pub use mount::{MountError, Settings, UnmountError, unmount};
 
 /// Threads that take the kernel's requests: a second one keeps a large copy from holding up a small answer.
@@ -34,7 +36,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// A mounted filesystem. Dropping it unmounts.
 pub struct Mounted {
     point: PathBuf,
-    device: mountinfo::Device,
+    device: Option<mountinfo::Device>,
+    handed: bool,
     ending: Arc<Ending>,
 }
 
@@ -55,12 +58,14 @@ pub fn mount<S: Supply>(fs: Arc<Fs<S>>, settings: &Settings) -> Result<Mounted, 
     let attached = mount::attach(settings)?;
     let ending = Arc::new(Ending::default());
     // From here on an error must not leave a mount without a server.
-    let mounted = Mounted { point: attached.point, device: attached.device, ending: ending.clone() };
+    let mount::Attached { connection, point, device, handed } = attached;
+    let mounted = Mounted { point, device, handed, ending: ending.clone() };
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
-    let session = Session::from_fd(adapter::Adapter::new(fs.clone()), attached.connection, SessionACL::All, config)
-        .map_err(|error| MountError::System("agree with the kernel on FUSE's version", error))?;
-    read_ahead(mounted.device);
+    let session =
+        Session::from_fd(adapter::Adapter::new(fs.clone(), settings.shown), connection, SessionACL::All, config)
+            .map_err(|error| MountError::System("agree with the kernel on FUSE's version", error))?;
+    mounted.device.into_iter().for_each(read_ahead);
     warn_of_timeout();
     let connection = session
         .as_fd()
@@ -101,9 +106,14 @@ impl Mounted {
         }
     }
 
+    /// Whether somebody else made the mount: it is dead, and not gone, when this process ends.
+    pub fn is_handed(&self) -> bool {
+        self.handed
+    }
+
     /// Ends the mount; if programs still use it, detaches it from under them.
     pub fn unmount(&self) -> Result<(), UnmountError> {
-        if !self.is_topmost() {
+        if self.handed || !self.is_topmost() {
             return Ok(());
         }
         match unmount(&self.point, false) {
@@ -117,7 +127,7 @@ impl Mounted {
     /// Whether this mount, and not another one over it or in its place, is what lies on the mount point.
     fn is_topmost(&self) -> bool {
         mountinfo::mounts().is_ok_and(|mounts| {
-            mountinfo::topmost(&mounts, &self.point).is_some_and(|mount| mount.device == self.device)
+            mountinfo::topmost(&mounts, &self.point).is_some_and(|mount| Some(mount.device) == self.device)
         })
     }
 }

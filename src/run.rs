@@ -1,19 +1,19 @@
 //! The commands: settings in, an exit status out.
 //!
-//! Wiring only: it starts nodes, sessions and sockets and waits for what ends them. The invariants: a command that fails
+//! Called as `mount.swarmfs` it is mount(8)'s helper (`helper`). Wiring only: it starts nodes, sessions and sockets and waits for what ends them. The invariants: a command that fails
 //! says so in one message on standard error that names the thing and what to do; nothing is written to standard output
 //! but what was asked for; standard output that is closed early ends a command without a word, as it ends any filter.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
-use crate::cli::{Cli, Command, OptionError, StatusArgs, UmountArgs};
+use crate::cli::{Cli, Command, CompletionsArgs, FileError, HelperArgs, OptionError, Shell, StatusArgs, UmountArgs};
 use crate::control::client::{ClientError, nodes_in};
 use crate::control::places::{Environment, PlaceError};
 use crate::control::{Failure, Status};
@@ -22,13 +22,18 @@ use crate::fuse::{MountError, UnmountError};
 use crate::origin::OriginError;
 use crate::settings::NetSettings;
 use crate::wire::head::TreeName;
+use log::Talk;
 
 mod access;
+mod config;
+mod helper;
 mod list;
 mod live;
 mod log;
 mod mount;
+mod search;
 mod serve;
+mod service;
 mod show;
 
 /// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
@@ -40,6 +45,9 @@ mod status {
     pub const PIPE: u8 = 128 + 13;
 }
 
+/// The program's other name, as a word.
+const HELPER: &str = "mount.swarmfs";
+
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -47,8 +55,16 @@ pub enum RunError {
     Option(#[from] OptionError),
     #[error(transparent)]
     Place(#[from] PlaceError),
-    #[error("{}", live::explain(.error, .net, .tree.as_ref()))]
-    Discover { error: DiscoverError, net: Box<NetSettings>, tree: Option<TreeName> },
+    #[error("{path:?}: {reason}; expected a configuration file")]
+    Unreadable { path: PathBuf, reason: io::Error },
+    #[error("{}, {error}", .path.display())]
+    Config { path: PathBuf, error: Box<FileError> },
+    #[error("cannot log to {path:?}: {reason}; name a file in a directory that can be written")]
+    LogFile { path: PathBuf, reason: io::Error },
+    #[error("cannot enter the mount namespace {path:?}: {reason}")]
+    Namespace { path: PathBuf, reason: io::Error },
+    #[error("{}", live::explain(.error, .net, .tree.as_ref(), *.waited))]
+    Discover { error: DiscoverError, net: Box<NetSettings>, tree: Option<TreeName>, waited: Duration },
     /// Nodes of this host have different trees, and none was named.
     #[error("this host's nodes have several trees; name one of them:{}", show::indented(.0))]
     SeveralHere(Vec<String>),
@@ -92,6 +108,7 @@ impl RunError {
     fn status(&self) -> u8 {
         match self {
             RunError::Option(_)
+            | RunError::Config { .. }
             | RunError::SeveralHere(_)
             | RunError::Unnamed { .. }
             | RunError::Discover { error: DiscoverError::SeveralTrees(_), .. } => status::USAGE,
@@ -120,24 +137,62 @@ impl From<Failure> for ClientError {
     }
 }
 
-/// Runs the program with these arguments.
+/// Runs the program with these arguments, the first of which is the name that it is called by.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A script that cannot choose the name it calls by says the helper's name first.
+    if arguments.get(1).is_some_and(|name| name == HELPER) {
+        arguments.remove(0);
+    }
+    if arguments.first().is_some_and(|name| HelperArgs::is_called(name)) {
+        return ExitCode::from(helper::main(arguments));
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(usage(&error)),
     };
-    let talkative = matches!(cli.command, Command::Serve(_) | Command::Mount(_));
-    log::start(cli.verbose, talkative);
-    allow_many_files();
-    let result = match cli.command {
-        Command::Serve(args) => serve::serve(args),
-        Command::Mount(args) => return ExitCode::from(mount::mount(args)),
-        Command::Umount(UmountArgs { dir }) => crate::fuse::unmount(&dir, false).map_err(RunError::from),
-        Command::Ls(args) => list::ls(args),
-        Command::Cat(args) => list::cat(args),
-        Command::Status(args) => show_status(&args),
+    let talk = match cli.command {
+        Command::Serve(_) | Command::Mount(_) => Talk::Much,
+        _ => Talk::Little,
     };
-    ExitCode::from(report(result))
+    log::start(cli.verbose, talk);
+    allow_many_files();
+    ExitCode::from(run(cli).unwrap_or_else(|error| report(Err(error))))
+}
+
+fn run(cli: Cli) -> Result<u8, RunError> {
+    let file = || config::read(cli.config.as_deref());
+    let done = match cli.command {
+        Command::Serve(args) => serve::serve(args, &file()?),
+        Command::Mount(args) => {
+            let request = args.settings(&file()?, ram_bytes(), is_root())?;
+            let outcome = mount::mount(&request, &RunError::status)?;
+            if !outcome.message.is_empty() {
+                say(&outcome.message);
+            }
+            return Ok(outcome.status);
+        }
+        Command::Umount(UmountArgs { dir }) => crate::fuse::unmount(&dir, false).map_err(RunError::from),
+        Command::Ls(args) => list::ls(args, &file()?),
+        Command::Cat(args) => list::cat(args, &file()?),
+        Command::Status(args) => show_status(&args),
+        Command::Completions(CompletionsArgs { shell }) => completions(shell),
+    };
+    Ok(report(done))
+}
+
+/// What a shell needs to complete the command line.
+fn completions(shell: Shell) -> Result<(), RunError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "swarmfs", &mut script);
+    let mut out = io::stdout().lock();
+    out.write_all(&script).and_then(|()| out.flush()).map_err(RunError::Output)
+}
+
+/// Sends the log to this file, if there is one.
+fn log_to(file: Option<&Path>) -> Result<(), RunError> {
+    let Some(path) = file else { return Ok(()) };
+    log::to_file(path).map_err(|reason| RunError::LogFile { path: path.to_owned(), reason })
 }
 
 /// Help and version go to standard output, refusals to standard error.
@@ -222,6 +277,15 @@ fn show_status(args: &StatusArgs) -> Result<(), RunError> {
 #[cfg(test)]
 mod tests {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use super::{MountError, RunError};
+
+    #[test]
+    fn a_mount_that_fails_ends_with_2_and_a_wrong_command_line_with_1() {
+        let missing = RunError::Mount(MountError::Missing("/mnt/x".into()));
+        assert_eq!(missing.status(), 2);
+        assert_eq!(RunError::SeveralHere(Vec::new()).status(), 1);
+    }
 
     #[test]
     fn as_many_files_may_be_open_as_the_system_allows() {

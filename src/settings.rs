@@ -62,6 +62,10 @@ pub struct NetSettings {
     pub peers: Vec<(String, u16)>,
     /// The one key trusted. None: the first one seen, which whoever answers first can choose.
     pub key: Option<PublicKey>,
+    /// The most bytes a second that the node sends to others. None: as fast as its links are.
+    pub upload: Option<u64>,
+    /// How many others it serves at once, at least 1. None: as many as the policy finds best.
+    pub upload_slots: Option<u16>,
 }
 
 impl NetSettings {
@@ -116,6 +120,23 @@ pub enum Patience {
 /// How long a read waits with `soft` and no `timeo`: longer than an origin's service takes to restart.
 pub const DEFAULT_SOFT: Duration = Duration::from_secs(60);
 
+/// How long a mount made by hand waits for somebody with the tree: several times what an origin takes to answer three
+/// lost datagrams.
+pub const RETRY_BY_HAND: Duration = Duration::from_secs(5);
+/// The same under mount(8), at boot: a switch port may be silent for 50 s after its link came up.
+pub const RETRY_AT_BOOT: Duration = Duration::from_secs(60);
+
+/// Whose files are shown, and what may be done with them, where that is not as in the tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// All files belong to this user.
+    pub uid: Option<u32>,
+    /// All files belong to this group.
+    pub gid: Option<u32>,
+    /// Permissions taken from those of the tree; none are added.
+    pub umask: u16,
+}
+
 /// What to mount where, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSettings {
@@ -134,7 +155,14 @@ pub struct MountSettings {
     pub dev: bool,
     /// Whether programs cannot be run from the mount.
     pub noexec: bool,
+    /// Whether symbolic links are not followed.
+    pub nosymfollow: bool,
+    pub shown: Shown,
     pub patience: Patience,
+    /// How long somebody with the tree is waited for before the mount fails.
+    pub retry: Duration,
+    /// Whether the mount is made before anybody with the tree was found.
+    pub delay_connect: bool,
     /// Whether the process stays instead of going into the background once the mount answers.
     pub foreground: bool,
 }
@@ -238,6 +266,37 @@ pub fn parse_port(text: &str) -> Result<u16, Unfit> {
         what: "port",
         expected: "a number from 1 to 65520, the first of 16 ports",
         example: "19024",
+    })
+}
+
+/// A user's or group's number. mount(8) makes numbers of names before it calls anybody.
+pub fn parse_id(text: &str) -> Result<u32, Unfit> {
+    // The highest number means "nobody" to the kernel's calls.
+    text.parse().ok().filter(|id| *id != u32::MAX).ok_or_else(|| Unfit {
+        value: text.to_owned(),
+        what: "user or group",
+        expected: "a number, as `id` shows it",
+        example: "1000",
+    })
+}
+
+/// Permission bits in octal.
+pub fn parse_umask(text: &str) -> Result<u16, Unfit> {
+    u16::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777 && !text.starts_with('+')).ok_or_else(|| Unfit {
+        value: text.to_owned(),
+        what: "umask",
+        expected: "permission bits in octal, from 0 to 777",
+        example: "027",
+    })
+}
+
+/// How many others are sent to at once.
+pub fn parse_slots(text: &str) -> Result<u16, Unfit> {
+    text.parse().ok().filter(|slots| *slots > 0).ok_or_else(|| Unfit {
+        value: text.to_owned(),
+        what: "number of slots",
+        expected: "a whole number from 1 to 65535",
+        example: "4",
     })
 }
 
@@ -365,6 +424,18 @@ mod tests {
         assert_eq!(parse_peer("[fe80::1]:7"), Ok(("fe80::1".to_owned(), 7)));
         for text in ["", ":1", "a:0", "a:b", "a:65536", "fe80::1", "[fe80::1", "[x]:1", "a b", "[fe80::1]7"] {
             assert!(parse_peer(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn owners_are_numbers_and_permissions_octal() {
+        assert_eq!((parse_id("0"), parse_id("4294967294")), (Ok(0), Ok(u32::MAX - 1)));
+        for text in ["", "root", "-1", "4294967295"] {
+            assert!(parse_id(text).is_err(), "{text}");
+        }
+        assert_eq!((parse_umask("027"), parse_umask("777"), parse_umask("0")), (Ok(0o27), Ok(0o777), Ok(0)));
+        for text in ["", "8", "1000", "+7", "-7", "rwx"] {
+            assert!(parse_umask(text).is_err(), "{text}");
         }
     }
 

@@ -43,6 +43,21 @@ fn both_directions_have_the_full_rate_at_once() {
 }
 
 #[test]
+fn a_link_can_be_given_another_rate() {
+    let Some(lab) = Lab::timed(2, Link::mbit(100)) else { return };
+    let (slow, bytes) = (Link::mbit(20), 4 << 20);
+    for (from, to) in [(0, 1), (1, 0)] {
+        lab.change_link(lab.host(1), slow);
+        // Less than ideal only by what the bucket holds at first.
+        let took = copy(lab.host(from), lab.host(to), bytes).as_secs_f64() / slow.ideal(bytes).as_secs_f64();
+        assert!(took > 0.95, "{took:.3} x the slow link's ideal time");
+        lab.change_link(lab.host(1), lab.link);
+        let took = copy(lab.host(from), lab.host(to), bytes).as_secs_f64() / slow.ideal(bytes).as_secs_f64();
+        assert!(took < 0.9, "{took:.3} x the slow link's ideal time on a fast one");
+    }
+}
+
+#[test]
 fn broadcasts_reach_every_host() {
     let Some(lab) = Lab::shared(4, Link::unlimited()) else { return };
     for target in [Ipv4Addr::BROADCAST, Ipv4Addr::new(10, 77, 0, 255)] {
@@ -55,6 +70,8 @@ fn broadcasts_reach_every_host() {
             assert_eq!(from.ip(), lab.host(0).address());
         }
     }
+    assert_eq!(lab.broadcasts_of(lab.host(0)), 2);
+    assert_eq!(lab.broadcasts_of(lab.host(1)), 0);
 }
 
 #[test]

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use swarmfs::fs::{Fs, Settings};
+use swarmfs::fs::{Fs, Late, Settings};
 use swarmfs::fuse::{self, MountError, Mounted, UnmountError};
+use swarmfs::keys::OriginKey;
 
 mod disk;
 
@@ -244,6 +245,45 @@ fn a_changed_tree_is_seen_by_new_opens_and_not_by_old_ones() {
     std::io::Read::read_to_string(reader.stdout.as_mut().unwrap(), &mut rest).unwrap();
     assert_eq!(rest, "oldnewer");
     assert_eq!(String::from_utf8_lossy(&run("ls", [&place.point]).stdout), "added\nf\n");
+}
+
+#[test]
+fn a_mount_made_before_its_tree_was_found_answers_what_needs_no_names_and_the_rest_waits() {
+    let Some(place) = Place::new() else { return };
+    std::fs::create_dir(place.tree.join("d")).unwrap();
+    std::fs::write(place.tree.join("d/f"), "text").unwrap();
+    // The mount shows a directory of the tree; a request that nobody answers may be given up.
+    let settings = Settings { root: b"d".to_vec(), patience: Some(LATEST) };
+    let key = OriginKey::from_seed(&[1; 32]);
+    let (late, fs) = Late::<DiskNode>::start("tree".parse().unwrap(), settings, &key).unwrap();
+    let mounted = fuse::mount(fs, &fuse::Settings::new(SOURCE, &place.point)).unwrap();
+    run("stat", ["-f".as_ref(), place.point.as_os_str()]);
+    run("stat", [&place.point]);
+    let waiting = |program: &str, args: &[&str]| {
+        let child = place.child(program, args.iter().copied(), Stdio::piped());
+        assert!(in_request(&child), "{program} {args:?} waits");
+        child
+    };
+    let mut given_up = waiting("cat", &["f"]);
+    late.expire(Instant::now() + LATEST * 2);
+    assert_eq!(ended(&mut given_up, LATEST).expect("it is answered").code(), Some(1));
+    let mut killed = waiting("cat", &["f"]);
+    killed.kill().unwrap();
+    assert_eq!(ended(&mut killed, LATEST).expect("it is let go").signal(), Some(libc::SIGKILL));
+    let mut readers = [waiting("cat", &["f"]), waiting("ls", &[]), waiting("stat", &["-c", "%F", "absent"])];
+    late.connect(place.node());
+    let outputs = readers.each_mut().map(|reader| {
+        let status = ended(reader, LATEST).expect("it goes on");
+        let mut said = String::new();
+        std::io::Read::read_to_string(reader.stdout.as_mut().unwrap(), &mut said).unwrap();
+        (status.code(), said)
+    });
+    assert_eq!(outputs[0], (Some(0), "text".to_owned()));
+    assert_eq!(outputs[1], (Some(0), "f\n".to_owned()));
+    assert_eq!(outputs[2].0, Some(1));
+    run("cmp", [place.tree.join("d/f"), place.point.join("f")]);
+    mounted.unmount().unwrap();
+    mounted.wait();
 }
 
 #[test]

@@ -111,6 +111,23 @@ fn three_readers_take_little_more_than_one() {
 }
 
 #[test]
+fn nodes_that_send_to_one_other_at_a_time_all_finish() {
+    for seed in seeds(1..=3) {
+        let (size, rate) = (32 * MIB, mbit(100));
+        let mut world = World::new(seed, Network::default());
+        let file = world.tree.add(size, 0);
+        let mut one = policy(64);
+        one.limit_uploads(None, Some(1));
+        world.origin(Setup { policy: one.clone(), ..setup(rate, vec![]) });
+        for _ in 0..6 {
+            world.reader(Setup { policy: one.clone(), ..setup(rate, through(vec![file])) });
+        }
+        world.run(nanos(ideal(size, rate) * 3.0));
+        assert_all_read(&world, size);
+    }
+}
+
+#[test]
 fn a_hundred_nodes_find_each_other_through_loss() {
     let rate = mbit(1000);
     let mut world =

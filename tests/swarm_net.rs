@@ -33,6 +33,29 @@ fn holes_do_not_travel() {
 }
 
 #[test]
+fn an_origin_sends_as_much_as_it_may_and_no_more() {
+    let Some(lab) = Lab::timed(2, LINK) else { return };
+    let file = sample(&lab, |file| samples::random_file(file, 20 * MIB, 6));
+    let mut took = 0.0;
+    // The best of three: a busy machine makes it slower.
+    for _ in 0..3 {
+        took = read_on_all_from(&lab, &file, &["--upload", "4M"]).took.as_secs_f64();
+        assert!(took >= 5.0 / 1.05, "{took:.3} s instead of 5");
+        if took <= 5.0 * 1.05 {
+            return;
+        }
+    }
+    panic!("{took:.3} s instead of 5");
+}
+
+#[test]
+fn readers_share_an_origin_that_serves_one_at_a_time() {
+    let Some(lab) = Lab::shared(4, LINK) else { return };
+    let file = sample(&lab, |file| samples::random_file(file, 16 * MIB, 7));
+    read_on_all_from(&lab, &file, &["--upload-slots", "1"]);
+}
+
+#[test]
 fn everyone_finishes_on_a_network_that_loses_one_packet_in_a_hundred() {
     let Some(lab) = Lab::timed(4, LINK) else { return };
     let file = sample(&lab, |file| samples::random_file(file, 32 * MIB, 4));
@@ -40,24 +63,9 @@ fn everyone_finishes_on_a_network_that_loses_one_packet_in_a_hundred() {
     read_on_all(&lab, &file);
 }
 
-/// Figures for any number of readers; `SWARMFS=target/release/swarmfs` measures the optimised program.
-#[test]
-#[ignore = "prints figures: N, MIB, RATE (Mbit/s), RUNS in the environment"]
-fn probe() {
-    let number = |name: &str, default: u64| match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, not {text:?}")),
-        Err(_) => default,
-    };
-    let (readers, size) = (number("N", 8) as usize, number("MIB", 64) * MIB);
-    let Some(lab) = Lab::timed(1 + readers, Link::mbit(number("RATE", 100) as u32)) else { return };
-    let file = sample(&lab, |file| samples::random_file(file, size, 5));
-    for _ in 0..number("RUNS", 3) {
-        read_on_all(&lab, &file);
-    }
-}
-
 /// How the last reader and the origin fared.
 struct Run {
+    took: Duration,
     /// The last reader's time over the file through one link.
     ratio: f64,
     /// Bytes on the origin's link, headers included, over the file's.
@@ -89,8 +97,13 @@ fn sample(lab: &Lab, make: impl Fn(&Path)) -> PathBuf {
 
 /// Serves the file's directory, mounts it on every other host, reads the file on all of them at once and checks bytes.
 fn read_on_all(lab: &Lab, file: &Path) -> Run {
+    read_on_all_from(lab, file, &[])
+}
+
+/// The same from an origin with further options.
+fn read_on_all_from(lab: &Lab, file: &Path, options: &[&str]) -> Run {
     let expected = samples::digest_of(file);
-    let _origin = swarm::serve(lab.origin(), file.parent().unwrap(), "images", &[]);
+    let _origin = swarm::serve(lab.origin(), file.parent().unwrap(), "images", options);
     let _mounts: Vec<_> = lab.nodes().iter().map(|host| swarm::mount(host, "images", &[])).collect();
     let before = lab.sent_by(lab.origin());
     let readings: Vec<_> = lab.nodes().iter().map(|host| swarm::read(host, "sample", &[])).collect();
@@ -101,6 +114,7 @@ fn read_on_all(lab: &Lab, file: &Path) -> Run {
     }
     let last = reads.iter().map(|read| read.took).max().expect("somebody read");
     let run = Run {
+        took: last,
         ratio: last.as_secs_f64() / lab.link.ideal(expected.len).as_secs_f64(),
         copies: left_origin as f64 / expected.len as f64,
     };

@@ -1,41 +1,60 @@
 //! The words after `-o`: the options of `mount` as fstab can say them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::NodeArgs;
 use crate::keys::{NotAKey, PublicKey};
-use crate::settings::quantity::parse_duration;
+use crate::settings::quantity::{parse_duration, parse_rate};
 use crate::settings::{
-    CacheSettings, DEFAULT_SOFT, NetSettings, Patience, Unfit, parse_broadcast, parse_interface, parse_peer, parse_port,
+    CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
+    parse_port, parse_slots, parse_umask,
 };
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 19] = [
+const WORDS: [(&str, Option<&str>); 32] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
     ("peer", Some("peer=origin.example")),
     ("cache", Some("cache=128M")),
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("upload", Some("upload=10M")),
+    ("upload_slots", Some("upload_slots=4")),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
+    ("retry", Some("retry=60s")),
+    ("delay_connect", None),
+    ("bg", None),
+    ("log_file", Some("log_file=/var/log/swarmfs.log")),
+    ("uid", Some("uid=1000")),
+    ("gid", Some("gid=100")),
+    ("umask", Some("umask=027")),
     ("allow_other", None),
+    // mount(8) keeps `suid` and `dev` to itself, since they are the default of other filesystems.
+    ("allow_suid", None),
+    ("allow_dev", None),
     ("suid", None),
     ("nosuid", None),
     ("dev", None),
     ("nodev", None),
     ("exec", None),
     ("noexec", None),
+    ("symfollow", None),
+    ("nosymfollow", None),
     ("ro", None),
     ("rw", None),
-    ("defaults", None),
+    ("remount", None),
 ];
 
 /// Words that are for whoever reads fstab, or that change nothing on a read-only mount. One line of fstab goes to
 /// mount(8), systemd and this program alike.
-const IGNORED: [&str; 17] = [
+const IGNORED: [&str; 33] = [
+    "defaults",
+    "default_permissions",
     "auto",
     "noauto",
     "nofail",
@@ -51,8 +70,22 @@ const IGNORED: [&str; 17] = [
     "nodiratime",
     "relatime",
     "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "sync",
+    "async",
+    "dirsync",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "noowner",
+    "nogroup",
     "silent",
     "loud",
+    "comment",
 ];
 
 /// Every word that means something after `-o`.
@@ -60,16 +93,25 @@ pub fn mount_words() -> impl Iterator<Item = &'static str> {
     WORDS.into_iter().map(|(word, _)| word)
 }
 
+/// Every word that is taken and means nothing here.
+pub fn ignored_words() -> impl Iterator<Item = &'static str> {
+    IGNORED.into_iter()
+}
+
 /// Why a word was refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OptionError {
     #[error("unknown mount option {word}: {}", match .nearest {
         Some(nearest) => format!("did you mean {nearest}?"),
-        None => "swarmfs(1) lists them".to_owned(),
+        None => "mount.swarmfs(8) lists them".to_owned(),
     })]
     Unknown { word: String, nearest: Option<&'static str> },
     #[error("option rw: a swarmfs mount is read-only; leave the word out, or lay a writable overlayfs over the mount")]
     ReadWrite,
+    #[error("option remount: a swarmfs mount cannot be changed while it is mounted; unmount it and mount it again")]
+    Remount,
+    #[error("option delay_connect needs a tree's name: what there is, nobody may be there to say")]
+    DelayWithoutTree,
     #[error("option {word} needs a value, for example {example}")]
     NeedsValue { word: &'static str, example: &'static str },
     #[error("option {word} takes no value, but has {value:?}")]
@@ -85,20 +127,25 @@ pub enum OptionError {
 /// A mount's settings while words are still added to them.
 #[derive(Default)]
 pub struct Draft {
-    pub net: NetSettings,
-    pub cache: Option<CacheSettings>,
+    pub node: NodeArgs,
+    pub log_file: Option<PathBuf>,
     pub allow_other: bool,
     pub suid: bool,
     pub dev: bool,
     pub noexec: bool,
+    pub nosymfollow: bool,
+    pub shown: Shown,
+    pub retry: Option<Duration>,
+    pub delay_connect: bool,
     soft: bool,
     timeo: Option<Duration>,
+    /// Unknown words are passed over, as mount(8) asks for with `-s`.
+    sloppy: bool,
 }
 
 impl Draft {
-    /// What the command line's own options said.
-    pub fn new(net: NetSettings, cache: Option<CacheSettings>, allow_other: bool) -> Draft {
-        Draft { net, cache, allow_other, ..Draft::default() }
+    pub fn new(allow_other: bool, sloppy: bool) -> Draft {
+        Draft { allow_other, sloppy, ..Draft::default() }
     }
 
     /// Takes words separated by commas. A later one counts where two contradict; interfaces and peers add up.
@@ -119,11 +166,14 @@ impl Draft {
             Some((name, value)) => (name, Some(value)),
             None => (text, None),
         };
-        if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") || name == "comment" {
+        if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") {
             return Ok(());
         }
         let Some((word, example)) = WORDS.into_iter().find(|(word, _)| *word == name) else {
-            return Err(OptionError::Unknown { word: name.to_owned(), nearest: nearest(name) });
+            if self.sloppy {
+                return Ok(());
+            }
+            return Err(OptionError::Unknown { word: name.to_owned(), nearest: nearest(name, mount_words()) });
         };
         match (example, value) {
             (Some(example), None | Some("")) => Err(OptionError::NeedsValue { word, example }),
@@ -136,15 +186,22 @@ impl Draft {
     fn set_value(&mut self, word: &'static str, value: &str) -> Result<(), OptionError> {
         let unfit = |unfit| OptionError::Unfit { word, unfit };
         match word {
-            "interface" => self.net.interfaces.push(parse_interface(value).map_err(unfit)?),
-            "port" => self.net.port = Some(parse_port(value).map_err(unfit)?),
-            "broadcast" => self.net.broadcast.push(parse_broadcast(value).map_err(unfit)?),
-            "peer" => self.net.peers.push(parse_peer(value).map_err(unfit)?),
-            "cache" => self.cache = Some(CacheSettings::parse(value).map_err(unfit)?),
+            "interface" => self.node.interface.push(parse_interface(value).map_err(unfit)?),
+            "port" => self.node.port = Some(parse_port(value).map_err(unfit)?),
+            "broadcast" => self.node.broadcast.push(parse_broadcast(value).map_err(unfit)?),
+            "peer" => self.node.peer.push(parse_peer(value).map_err(unfit)?),
+            "cache" => self.node.cache = Some(CacheSettings::parse(value).map_err(unfit)?),
+            "upload" => self.node.upload = Some(parse_rate(value).map_err(unfit)?),
+            "upload_slots" => self.node.upload_slots = Some(parse_slots(value).map_err(unfit)?),
+            "retry" => self.retry = Some(parse_duration(value).map_err(unfit)?),
+            "log_file" => self.log_file = Some(PathBuf::from(value)),
+            "uid" => self.shown.uid = Some(parse_id(value).map_err(unfit)?),
+            "gid" => self.shown.gid = Some(parse_id(value).map_err(unfit)?),
+            "umask" => self.shown.umask = parse_umask(value).map_err(unfit)?,
             "timeo" => self.timeo = Some(parse_duration(value).map_err(unfit)?),
             "key" => {
                 let key: Result<PublicKey, NotAKey> = value.parse();
-                self.net.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
+                self.node.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
             }
             _ => unreachable!("{word} is listed in WORDS with a value"),
         }
@@ -156,14 +213,18 @@ impl Draft {
             "hard" => (self.soft, self.timeo) = (false, None),
             "soft" => self.soft = true,
             "allow_other" => self.allow_other = true,
-            "suid" => self.suid = true,
+            "suid" | "allow_suid" => self.suid = true,
             "nosuid" => self.suid = false,
-            "dev" => self.dev = true,
+            "dev" | "allow_dev" => self.dev = true,
             "nodev" => self.dev = false,
             "exec" => self.noexec = false,
             "noexec" => self.noexec = true,
-            "ro" | "defaults" => {}
+            "symfollow" => self.nosymfollow = false,
+            "nosymfollow" => self.nosymfollow = true,
+            "delay_connect" | "bg" => self.delay_connect = true,
+            "ro" => {}
             "rw" => return Err(OptionError::ReadWrite),
+            "remount" => return Err(OptionError::Remount),
             _ => unreachable!("{word} is listed in WORDS without a value"),
         }
         Ok(())
@@ -171,9 +232,9 @@ impl Draft {
 }
 
 /// The known word that `word` is likely a slip of: at most a third of its letters wrong, left out, too many or swapped.
-fn nearest(word: &str) -> Option<&'static str> {
-    let slips = |(known, _): (&'static str, _)| (strsim::damerau_levenshtein(known, word), known);
-    let (count, known) = WORDS.into_iter().map(slips).min()?;
+pub fn nearest(word: &str, known: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
+    let slips = |known: &'static str| (strsim::damerau_levenshtein(known, word), known);
+    let (count, known) = known.into_iter().map(slips).min()?;
     (count <= (known.len() / 3).max(1)).then_some(known)
 }
 
@@ -191,7 +252,12 @@ mod tests {
                 None => word.to_owned(),
             };
             let taken = Draft::default().take(&text);
-            assert_eq!(taken, if word == "rw" { Err(OptionError::ReadWrite) } else { Ok(()) }, "{text}");
+            let expected = match word {
+                "rw" => Err(OptionError::ReadWrite),
+                "remount" => Err(OptionError::Remount),
+                _ => Ok(()),
+            };
+            assert_eq!(taken, expected, "{text}");
         }
     }
 
@@ -202,5 +268,14 @@ mod tests {
         draft.take("defaults,,x-systemd.automount,comment=backup").unwrap();
         assert!(!draft.suid && !draft.dev && !draft.noexec && !draft.allow_other);
         assert_eq!(draft.patience(), Ok(Patience::Hard));
+    }
+
+    #[test]
+    fn a_sloppy_mount_passes_over_what_it_does_not_know_and_refuses_what_is_wrong() {
+        let mut draft = Draft::new(false, true);
+        draft.take("frobnicate,acl=5,suid").unwrap();
+        assert!(draft.suid);
+        assert!(matches!(draft.take("port=0"), Err(OptionError::Unfit { .. })));
+        assert_eq!(draft.take("rw"), Err(OptionError::ReadWrite));
     }
 }

@@ -14,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
+use super::upload::Upload;
 use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
@@ -40,6 +41,7 @@ pub struct Core {
     pub shared: Arc<Shared>,
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
+    pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
     pub waiting: Waiting,
@@ -114,7 +116,9 @@ impl Core {
             key: head.key,
             tree: head.name.clone(),
         };
-        let policy = Policy::with_budget(budget);
+        let mut policy = Policy::with_budget(budget);
+        policy.limit_uploads(net.upload, net.upload_slots);
+        let began = Instant::now();
         let prefetch = tree.is_none() && head.totals.rows.saturating_mul(ROW_BYTES) < policy.page_budget;
         let mut node = Node::new(policy, hello, seed, Time(0));
         for (from, welcome) in answers {
@@ -128,6 +132,7 @@ impl Core {
             shared,
             links: HashMap::new(),
             statistics: Statistics::default(),
+            upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
@@ -138,7 +143,7 @@ impl Core {
             budget,
             rescanning: false,
             prefetch,
-            began: Instant::now(),
+            began,
             armed: Time(0),
             rearm: Rc::new(Notify::new()),
             errands: Vec::new(),

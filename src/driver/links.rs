@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -21,7 +21,7 @@ use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
 use crate::net::sockets;
 use crate::swarm::{Input, LinkId, Transmit};
 use crate::wire::deframe::{Deframer, Piece};
-use crate::wire::frame::{DataHeader, Frame, data_header};
+use crate::wire::frame::{DATA_HEADER, DataHeader, FRAME_HEADER, Frame, data_header};
 use crate::wire::head::PageHash;
 
 /// Control that a peer has not read: more is a peer that does not read at all.
@@ -275,6 +275,7 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
                     stop.tell(&core, link);
                     break;
                 }
+                core.borrow_mut().upload.count(bytes.len(), Instant::now());
             }
             Write::Data(header, transmit) => {
                 let slice = {
@@ -294,6 +295,12 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
                 core.borrow_mut().statistics.to_peers += transmit.len as u64;
                 if core.borrow().node.wants_settling() {
                     settle(&core);
+                }
+            }
+            Write::Wait(until) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = wake.notified() => {}
                 }
             }
             Write::Nothing => wake.notified().await,
@@ -336,6 +343,8 @@ async fn write_all(stream: &mut OwnedWriteHalf, first: &[u8], second: &[u8]) -> 
 enum Write {
     Control(Vec<u8>),
     Data([u8; 20], Transmit),
+    /// Nothing before then, unless control comes up.
+    Wait(Instant),
     Nothing,
     Ended,
 }
@@ -351,8 +360,13 @@ fn next_write(core: &Handle, link: LinkId) -> Write {
         core.pay(owed).encode(&mut bytes);
         return Write::Control(bytes);
     }
+    let now = Instant::now();
+    if let Some(due) = core.upload.wait(now) {
+        return Write::Wait(due);
+    }
     match core.node.transmit(link) {
         Some(transmit) => {
+            core.upload.count(FRAME_HEADER + DATA_HEADER + transmit.len as usize, now);
             let header = DataHeader {
                 transfer: transmit.transfer,
                 block: transmit.block.index,

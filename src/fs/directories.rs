@@ -60,17 +60,39 @@ impl<S: Supply> Fs<S> {
         from: Option<u64>,
         done: impl FnOnce(Result<Batch, Error>) + Send + 'static,
     ) {
-        let listing = match self.listing(handle) {
-            Ok(listing) => listing,
-            Err(error) => return done(Err(error)),
-        };
-        let dir = listing.dir.clone();
+        match self.listing(handle) {
+            Ok(listing) => self.list_in(listing, call, handle, from, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// Of a listing that has not begun, whose version was replaced and is gone, the newest version is listed instead.
+    fn list_in(
+        self: &Arc<Self>,
+        listing: Listing,
+        call: Arc<Call>,
+        handle: Handle,
+        from: Option<u64>,
+        done: impl FnOnce(Result<Batch, Error>) + Send + 'static,
+    ) {
+        let (fs, call_again, dir, version) = (self.clone(), call.clone(), listing.dir.clone(), listing.version);
         look(
             self.supply.clone(),
             call,
-            listing.version.view,
+            version.view,
             move |view, pages| view.entries(pages, &dir, from, BATCH),
-            move |found| done(found.map(|entries| batch(entries, listing.version))),
+            move |found| match found {
+                Err(Error::Stale) if from.is_none() && fs.newest() != version => {
+                    let newest = Listing { version: fs.newest(), ..listing };
+                    let mut open = fs.listings.write().expect("no holder of this lock panics");
+                    open.entry(handle.0).and_modify(|listing| *listing = newest.clone());
+                    drop(open);
+                    // Boxed: a closure that holds itself would have no size.
+                    let done: Box<dyn FnOnce(Result<Batch, Error>) + Send> = Box::new(done);
+                    fs.list_in(newest, call_again, handle, from, done);
+                }
+                found => done(found.map(|entries| batch(entries, version))),
+            },
         );
     }
 

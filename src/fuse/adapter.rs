@@ -17,6 +17,7 @@ use super::errno::errno;
 use crate::catalogue::{Entry, Kind, Row, Time};
 use crate::driver::Slices;
 use crate::fs::{Batch, Call, Fs, Handle, Supply};
+use crate::settings::Shown;
 
 /// How long the kernel may believe a name or attributes: a change is notified, so this is only for what was missed.
 const BELIEVED: Duration = Duration::from_secs(3600);
@@ -57,11 +58,12 @@ const DOTS: u64 = 2;
 pub struct Adapter<S: Supply> {
     fs: Arc<Fs<S>>,
     believed: Duration,
+    shown: Shown,
 }
 
 impl<S: Supply> Adapter<S> {
-    pub fn new(fs: Arc<Fs<S>>) -> Adapter<S> {
-        Adapter { fs, believed: BELIEVED_UNNOTIFIED }
+    pub fn new(fs: Arc<Fs<S>>, shown: Shown) -> Adapter<S> {
+        Adapter { fs, believed: BELIEVED_UNNOTIFIED, shown }
     }
 
     /// A request whose caller does not die of a signal before it is answered.
@@ -87,9 +89,9 @@ impl<S: Supply> Filesystem for Adapter<S> {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let believed = self.believed;
+        let (believed, shown) = (self.believed, self.shown);
         self.fs.lookup(self.call(request), parent.0, name.as_bytes(), move |found| match found {
-            Ok((number, entry)) => reply.entry(&believed, &attributes(number, &entry.row), Generation(0)),
+            Ok((number, entry)) => reply.entry(&believed, &attributes(number, &entry.row, shown), Generation(0)),
             Err(crate::fs::Error::NotFound) => {
                 // Number 0: the kernel remembers that there is none.
                 let none = FileAttr { ino: INodeNo(0), ..NO_ATTRIBUTES };
@@ -105,7 +107,7 @@ impl<S: Supply> Filesystem for Adapter<S> {
 
     fn getattr(&self, _request: &Request, number: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         match self.fs.entry(number.0) {
-            Ok(entry) => reply.attr(&self.believed, &attributes(number.0, &entry.row)),
+            Ok(entry) => reply.attr(&self.believed, &attributes(number.0, &entry.row, self.shown)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -219,7 +221,7 @@ impl<S: Supply> Filesystem for Adapter<S> {
             Ok(dots) => dots,
             Err(error) => return reply.error(errno(error)),
         };
-        let believed = self.believed;
+        let (believed, shown) = (self.believed, self.shown);
         self.fs.list(self.call(request), handle, first_rank(offset), move |batch| match batch {
             Ok(batch) => {
                 for (at, number, name) in [(1, dots.0, "."), (2, dots.1, "..")] {
@@ -233,7 +235,7 @@ impl<S: Supply> Filesystem for Adapter<S> {
                     // Counted before the kernel can hear of it. One whose number collides is logged and left out.
                     let Ok(number) = fs.remember(entry, version) else { return false };
                     let (row, next) = (&entry.row, entry.rank + 1 + DOTS);
-                    let attr = attributes(number, row);
+                    let attr = attributes(number, row, shown);
                     let name = OsStr::from_bytes(row.name());
                     let full = reply.add(INodeNo(number), next, name, &believed, &attr, Generation(0));
                     if full {
@@ -365,7 +367,7 @@ const NO_ATTRIBUTES: FileAttr = FileAttr {
     flags: 0,
 };
 
-fn attributes(number: u64, row: &Row) -> FileAttr {
+fn attributes(number: u64, row: &Row, shown: Shown) -> FileAttr {
     let attributes = row.attributes();
     let mtime = moment(attributes.mtime);
     FileAttr {
@@ -378,10 +380,10 @@ fn attributes(number: u64, row: &Row) -> FileAttr {
         ctime: mtime,
         crtime: mtime,
         kind: kind(row.kind()),
-        perm: attributes.mode,
+        perm: attributes.mode & !shown.umask,
         nlink: attributes.nlink,
-        uid: attributes.uid,
-        gid: attributes.gid,
+        uid: shown.uid.unwrap_or(attributes.uid),
+        gid: shown.gid.unwrap_or(attributes.gid),
         // The kernel's numbers and the C library's agree in the low 32 bits, which are all that the kernel has.
         rdev: row.rdev() as u32,
         blksize: BLOCK_SIZE,

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, waitpid};
 
 /// What a process is after `daemonize`.
 pub enum Role {
@@ -28,6 +28,17 @@ pub struct Outcome {
     pub status: u8,
     /// For the person who started it; empty if all went well.
     pub message: String,
+    /// How the child died, if it did so without a word.
+    pub death: Option<Death>,
+}
+
+/// A child's end before it said how its start went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Death {
+    /// By one of the signals by which people and service managers end programs.
+    Asked,
+    /// By a signal from the kernel or a panic.
+    Crashed,
 }
 
 /// The child's word to its parent, said once.
@@ -56,10 +67,14 @@ pub fn daemonize(foreground: bool) -> io::Result<Role> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(read);
+            // Who ends the command means the mount that it waits for.
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             Ok(Role::Child(Readiness { pipe: Some(File::from(write)) }))
         }
         child => {
             drop(write);
+            // SAFETY: to ignore a signal installs no handler. A terminal's ^C ends the child, and the parent says so.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
             Ok(Role::Parent(hear(read, child)))
         }
     }
@@ -70,6 +85,7 @@ impl Readiness {
     /// with 0. In the foreground it does nothing.
     pub fn ready(self) -> io::Result<()> {
         let Some(mut pipe) = self.pipe else { return Ok(()) };
+        rustix::process::set_parent_process_death_signal(None)?;
         // A process that leads its group already cannot leave it; then it has no terminal to leave either.
         let _ = rustix::process::setsid();
         std::env::set_current_dir("/")?;
@@ -84,7 +100,7 @@ impl Readiness {
 
     /// The start failed: the parent prints the message and exits with the status. In the foreground the caller does.
     pub fn failed(self, status: u8, message: &str) -> Outcome {
-        let outcome = Outcome { status, message: message.to_owned() };
+        let outcome = Outcome { status, message: message.to_owned(), death: None };
         if let Some(mut pipe) = self.pipe {
             let _ = pipe.write_all(&[status]).and_then(|()| pipe.write_all(message.as_bytes()));
         }
@@ -102,17 +118,22 @@ fn hear(read: OwnedFd, child: libc::pid_t) -> Outcome {
     // What was read before an error counts as what was said.
     let _ = File::from(read).take(MAX_MESSAGE).read_to_end(&mut said);
     match said.split_first() {
-        Some((&status, message)) => Outcome { status, message: String::from_utf8_lossy(message).into_owned() },
-        None => Outcome { status: DIED, message: how_it_ended(child) },
+        Some((&status, message)) => {
+            Outcome { status, message: String::from_utf8_lossy(message).into_owned(), death: None }
+        }
+        None => died(child),
     }
 }
 
-fn how_it_ended(child: libc::pid_t) -> String {
+fn died(child: libc::pid_t) -> Outcome {
     let status = Pid::from_raw(child).and_then(|child| waitpid(Some(child), WaitOptions::empty()).ok().flatten());
-    match status.map(|(_, status)| status) {
-        Some(status) => format!("the background process ended before the mount answered ({})", describe(status)),
-        None => "the background process ended before the mount answered".to_owned(),
-    }
+    let status = status.map(|(_, status)| status);
+    let how = status.map_or("it is not known how".to_owned(), describe);
+    let message = format!("the background process ended before the mount answered ({how})");
+    let asked = status.and_then(WaitStatus::terminating_signal).is_some_and(|signal| {
+        [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGKILL].contains(&signal)
+    });
+    Outcome { status: DIED, message, death: Some(if asked { Death::Asked } else { Death::Crashed }) }
 }
 
 fn describe(status: WaitStatus) -> String {

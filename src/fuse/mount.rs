@@ -19,7 +19,9 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 use thiserror::Error;
 
+use super::handed;
 use super::mountinfo::{self, Device};
+use crate::settings::Shown;
 
 /// The type that mountinfo shows. Nothing of another type is ever unmounted.
 pub const KIND: &str = "fuse.swarmfs";
@@ -39,11 +41,26 @@ pub struct Settings {
     pub dev: bool,
     /// Programs can be started from the mount.
     pub exec: bool,
+    /// Other users may use the mount of a user who is not root; fuse.conf(5) must let users say so.
+    pub allow_other: bool,
+    /// Symbolic links are followed.
+    pub symfollow: bool,
+    /// Whose files they seem to be.
+    pub shown: Shown,
 }
 
 impl Settings {
     pub fn new(source: impl Into<OsString>, point: impl Into<PathBuf>) -> Settings {
-        Settings { source: source.into(), point: point.into(), suid: false, dev: false, exec: true }
+        Settings {
+            source: source.into(),
+            point: point.into(),
+            suid: false,
+            dev: false,
+            exec: true,
+            allow_other: false,
+            symfollow: true,
+            shown: Shown::default(),
+        }
     }
 }
 
@@ -53,7 +70,10 @@ pub struct Attached {
     /// The connection to the kernel.
     pub connection: OwnedFd,
     pub point: PathBuf,
-    pub device: Device,
+    /// Unknown of a mount that was handed over and is in no namespace of ours.
+    pub device: Option<Device>,
+    /// Whether somebody else made the mount, whose business its end is.
+    pub handed: bool,
 }
 
 #[derive(Debug, Error)]
@@ -86,6 +106,10 @@ pub enum MountError {
         "fusermount3 is not installed, and only root can mount without it; install the package `fuse3`, or run as root"
     )]
     NoHelper,
+    #[error("descriptor {0} is no open /dev/fuse: {1}; name a directory, or hand over the connection of a mount")]
+    NotHanded(i32, io::Error),
+    #[error("cannot read the table of mounts, /proc/self/mountinfo: {0}")]
+    NoTable(io::Error),
     #[error("mounting on {0:?} is not permitted; run as root, and in a container with the capability SYS_ADMIN")]
     NotPermitted(PathBuf),
     #[error("fusermount3 refused: {0}")]
@@ -118,6 +142,9 @@ pub enum UnmountError {
 ///
 /// The mount point must not be touched until the session has answered INIT: it would wait for that.
 pub fn attach(settings: &Settings) -> Result<Attached, MountError> {
+    if let Some(number) = handed::number(&settings.point) {
+        return handed::take(number);
+    }
     let point = open_point(&settings.point)?;
     let path = mountinfo::path_of(&point).map_err(|error| MountError::Unreachable(settings.point.clone(), error))?;
     let _lock = lock(&path)?;
@@ -129,13 +156,13 @@ pub fn attach(settings: &Settings) -> Result<Attached, MountError> {
     } else {
         mount_by_helper(settings, &path)?
     };
-    let mounts = mountinfo::mounts().map_err(|error| MountError::System("read /proc/self/mountinfo", error))?;
+    let mounts = mountinfo::mounts().map_err(MountError::NoTable)?;
     let device = match mountinfo::topmost(&mounts, &path) {
         Some(mount) if mount.kind == KIND => mount.device,
         // Somebody unmounted it, or mounted something else on it, within these microseconds.
         _ => return Err(MountError::Racing(path)),
     };
-    Ok(Attached { connection, point: path, device })
+    Ok(Attached { connection, point: path, device: Some(device), handed: false })
 }
 
 /// Ends the mount on `point`, whoever serves it, if it is one of ours. Without `lazy` a mount in use stays.
@@ -171,7 +198,7 @@ fn open_point(path: &Path) -> Result<File, MountError> {
 /// several dead mounts is somebody's accident to look at.
 fn clear_dead(settings: &Settings, point: &File, path: &Path) -> Result<bool, MountError> {
     let system = |what| move |error| MountError::System(what, error);
-    let mounts = mountinfo::mounts().map_err(system("read /proc/self/mountinfo"))?;
+    let mounts = mountinfo::mounts().map_err(MountError::NoTable)?;
     let Some(mount) = mountinfo::topmost(&mounts, path) else { return Ok(false) };
     // An automounter's trigger is there to be mounted on.
     if mount.kind == "autofs" {
@@ -256,6 +283,7 @@ fn mount_as_root(settings: &Settings, point: &File, path: &Path) -> Result<Owned
     flags.set(MountFlags::NOSUID, !settings.suid);
     flags.set(MountFlags::NODEV, !settings.dev);
     flags.set(MountFlags::NOEXEC, !settings.exec);
+    flags.set(MountFlags::NOSYMFOLLOW, !settings.symfollow);
     // By the open file: nobody can put a link in the path's place meanwhile.
     let target = format!("/proc/self/fd/{}", point.as_raw_fd());
     rustix::mount::mount(settings.source.as_os_str(), target, KIND, flags, &*data).map_err(|errno| match errno {
@@ -312,8 +340,10 @@ fn helper() -> Command {
 
 fn helper_options(settings: &Settings) -> OsString {
     let mut options = OsString::from("ro,nosuid,nodev,default_permissions,");
-    if !settings.exec {
-        options.push("noexec,");
+    let words =
+        [("noexec,", !settings.exec), ("nosymfollow,", !settings.symfollow), ("allow_other,", settings.allow_other)];
+    for (word, _) in words.into_iter().filter(|(_, wanted)| *wanted) {
+        options.push(word);
     }
     options.push(format!("subtype={SUBTYPE},fsname="));
     // A comma or backslash in a value is written with a backslash before it.
@@ -408,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_source_with_commas_reaches_the_helper_as_one_option() {
-        let options = helper_options(&Settings { exec: false, ..Settings::new("a,b\\c", "/mnt") });
-        assert_eq!(options, "ro,nosuid,nodev,default_permissions,noexec,subtype=swarmfs,fsname=a\\,b\\\\c");
+        let options = helper_options(&Settings { exec: false, allow_other: true, ..Settings::new("a,b\\c", "/mnt") });
+        assert_eq!(options, "ro,nosuid,nodev,default_permissions,noexec,allow_other,subtype=swarmfs,fsname=a\\,b\\\\c");
     }
 }

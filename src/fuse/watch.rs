@@ -26,7 +26,8 @@ const INC_EPOCH: u32 = 8;
 /// What the thread looks after.
 pub struct Watch<S: Supply> {
     pub fs: Arc<Fs<S>>,
-    pub device: Device,
+    /// Without it only the session itself learns of the mount's end.
+    pub device: Option<Device>,
     pub notifier: Notifier,
     /// Another handle of the session's connection, for what fuser has no call for.
     pub connection: OwnedFd,
@@ -64,10 +65,8 @@ impl<S: Supply> Watch<S> {
     }
 
     fn is_mounted(&self) -> bool {
-        match mountinfo::mounts() {
-            Ok(mounts) => mounts.iter().any(|mount| mount.device == self.device),
-            Err(_) => true,
-        }
+        let Some(device) = self.device else { return true };
+        mountinfo::mounts().map_or(true, |mounts| mounts.iter().any(|mount| mount.device == device))
     }
 
     fn interrupt_killed(&self) {

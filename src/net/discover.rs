@@ -33,6 +33,8 @@ pub struct Offer {
     pub host: SocketAddr,
     pub tree: TreeName,
     pub key: PublicKey,
+    /// Whether the host has the tree on its disk.
+    pub origin: bool,
 }
 
 /// The tree that was asked for, and who offers it.
@@ -176,7 +178,7 @@ fn offers(answers: &[(SocketAddr, Welcome)]) -> Vec<Offer> {
     let mut offers: Vec<Offer> = Vec::new();
     for (from, welcome) in answers.iter().filter(|(_, welcome)| welcome.origin || !has_origin(&welcome.head)) {
         let host = SocketAddr::new(from.ip(), welcome.port);
-        let offer = Offer { host, tree: welcome.head.name.clone(), key: welcome.head.key };
+        let offer = Offer { host, tree: welcome.head.name.clone(), key: welcome.head.key, origin: welcome.origin };
         if !offers.contains(&offer) {
             offers.push(offer);
         }

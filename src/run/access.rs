@@ -9,11 +9,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::{RunError, live, ram_bytes, runtime_dir};
-use crate::cli::NodeArgs;
+use crate::cli::{FileSettings, NodeArgs};
 use crate::control::client::{ClientError, NodeSocket, nodes_in};
 use crate::control::server::failure_in;
 use crate::control::{Entry, Node, Status};
-use crate::settings::NetSettings;
+use crate::settings::{NetSettings, RETRY_BY_HAND};
 use crate::wire::head::TreeName;
 
 /// Entries of a directory that wait to be printed.
@@ -32,16 +32,14 @@ pub enum Access {
 impl Access {
     /// Finds a node of this host that has the tree, or starts one. What says where to look on the network (interface,
     /// port, broadcast, peer) says that this host's nodes are not meant.
-    pub fn to(tree: Option<&TreeName>, args: NodeArgs) -> Result<Access, RunError> {
-        let (net, cache) = args.settings(ram_bytes());
-        let anywhere = NetSettings { key: net.key, ..NetSettings::default() };
-        if net == anywhere
-            && let Some(socket) = node_of_this_host(tree, &net)?
-        {
+    pub fn to(tree: Option<&TreeName>, args: NodeArgs, file: &FileSettings) -> Result<Access, RunError> {
+        let anywhere = args.says_nowhere();
+        let (net, cache) = args.with(file).settings(ram_bytes());
+        if anywhere && let Some(socket) = node_of_this_host(tree, &net)? {
             return Ok(Access::Through(socket));
         }
         let runtime = live::runtime()?;
-        let found = live::find(&net, tree)?;
+        let found = live::find(&net, tree, RETRY_BY_HAND)?;
         let node = live::join(found, &net, &cache)?;
         runtime.block_on(node.reached(&net))?;
         let node = Arc::new(node);

@@ -7,13 +7,13 @@ use std::os::fd::AsFd;
 
 use super::access::Access;
 use super::{RunError, report, show, status};
-use crate::cli::{CatArgs, LsArgs};
+use crate::cli::{CatArgs, FileSettings, LsArgs};
 use crate::control::Entry;
 use crate::wire::head::TreeName;
 
-pub fn ls(args: LsArgs) -> Result<(), RunError> {
+pub fn ls(args: LsArgs, file: &FileSettings) -> Result<(), RunError> {
     let LsArgs { long, path: spec, node } = args;
-    let access = Access::to(spec.tree.as_ref(), node)?;
+    let access = Access::to(spec.tree.as_ref(), node, file)?;
     let terminal = io::stdout().is_terminal();
     let mut out = BufWriter::new(io::stdout().lock());
     let listed = access.list(&spec.path, &mut |entry: Entry| out.write_all(&show::entry(&entry, long, terminal)));
@@ -24,14 +24,14 @@ pub fn ls(args: LsArgs) -> Result<(), RunError> {
 }
 
 /// Writes one file after the other; one that fails is told, and the next is written all the same, as cat(1) does.
-pub fn cat(args: CatArgs) -> Result<(), RunError> {
+pub fn cat(args: CatArgs, file: &FileSettings) -> Result<(), RunError> {
     let mut ways: BTreeMap<Option<TreeName>, Access> = BTreeMap::new();
     // Past the standard library's buffer, which would look for lines in it: what came goes on at once, in large pieces.
     let mut out = File::from(io::stdout().as_fd().try_clone_to_owned().map_err(RunError::Output)?);
     let mut failed = false;
     for spec in args.paths {
         if !ways.contains_key(&spec.tree) {
-            ways.insert(spec.tree.clone(), Access::to(spec.tree.as_ref(), args.node.clone())?);
+            ways.insert(spec.tree.clone(), Access::to(spec.tree.as_ref(), args.node.clone(), file)?);
         }
         let written = ways[&spec.tree].cat(&spec.path, &mut out).map_err(|error| RunError::of_path(&spec.text, error));
         match written {

@@ -7,27 +7,30 @@ use std::future::Future;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncRead;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::{RunError, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
-use crate::chunk::BLOCKS_PER_CHUNK;
+use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
-use crate::driver::{self, Client, DiscoverError, Found, Offer};
+use crate::driver::{self, Client, DiscoverError, Found, Offer, ReadRange};
 use crate::origin::{OriginError, StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings};
 use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
 
-/// How long a network is asked for an origin: several times what one takes to answer three lost datagrams.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one round of questions takes where nobody answers: several times what an origin takes to answer three lost
+/// datagrams.
+const ROUND: Duration = Duration::from_secs(5);
+/// Between rounds that end at once because there is no network to ask yet.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long the root of a tree that was found may take to arrive, also where reads will wait for ever: somebody has just
 /// answered for the tree, so a node that gets nothing is not waiting for an origin's return.
 pub const FIRST_PAGE: Duration = Duration::from_secs(30);
@@ -52,13 +55,31 @@ pub fn runtime() -> Result<Runtime, RunError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)
 }
 
-/// Asks the network for the tree, or for the one tree that there is.
-pub fn find(net: &NetSettings, tree: Option<&TreeName>) -> Result<Found, RunError> {
-    let found = driver::discover(net, tree, PATIENCE).map_err(|error| RunError::Discover {
-        error,
-        net: Box::new(net.clone()),
-        tree: tree.cloned(),
-    })?;
+/// Asks the network for the tree, or for the one tree that there is. While nobody answers it goes on asking for as long as
+/// `patience` says; an origin's answer is final, whatever it says.
+pub fn find(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) -> Result<Found, RunError> {
+    let begin = Instant::now();
+    let mut told = false;
+    let found = loop {
+        let left = patience.saturating_sub(begin.elapsed());
+        match driver::discover(net, tree, left.min(ROUND)) {
+            Ok(found) => break found,
+            Err(error) if is_final(&error) || begin.elapsed() + PAUSE >= patience => {
+                let (net, tree) = (Box::new(net.clone()), tree.cloned());
+                return Err(RunError::Discover { error, net, tree, waited: patience });
+            }
+            Err(error) => {
+                if !told {
+                    told = true;
+                    let text = explain(&error, net, tree, begin.elapsed());
+                    warn!("{text}; trying on for {} s", patience.as_secs());
+                }
+                if matches!(error, DiscoverError::Network(_)) {
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    };
     let head = &found.head;
     match net.key {
         Some(_) => info!(tree = %head.name, key = head.key.fingerprint(), "found the tree, signed with the key given"),
@@ -68,6 +89,17 @@ pub fn find(net: &NetSettings, tree: Option<&TreeName>) -> Result<Found, RunErro
         ),
     }
     Ok(found)
+}
+
+/// Whether asking again is no use: an origin has spoken.
+fn is_final(error: &DiscoverError) -> bool {
+    match error {
+        // The network may be late, or its interface.
+        DiscoverError::NoOrigin { .. } | DiscoverError::Network(_) => false,
+        // Nodes that mounted another tree speak for that one only; the origin of this one may be booting.
+        DiscoverError::TreeMissing { trees } => trees.iter().any(|offer| offer.origin),
+        _ => true,
+    }
 }
 
 /// A node that reads.
@@ -99,6 +131,21 @@ impl Live {
     pub async fn reached(&self, net: &NetSettings) -> Result<(), RunError> {
         let first = tokio::time::timeout(FIRST_PAGE, self.files.entry(b"", false)).await;
         first.map(drop).map_err(|_| self.unreached(net))
+    }
+
+    /// Returns when the event loop has answered: it does so at once, unless it no longer turns.
+    pub async fn turns(&self) {
+        let (tell, answered) = oneshot::channel();
+        let nothing = ReadRange { object: ObjectId([0; 16]), size: 0, offset: 0, len: 0 };
+        self.client.read(
+            nothing,
+            None,
+            Box::new(move |_| {
+                // Nobody waits any more where the node ends.
+                let _ = tell.send(());
+            }),
+        );
+        let _ = answered.await;
     }
 
     pub fn unreached(&self, net: &NetSettings) -> RunError {
@@ -147,7 +194,7 @@ impl Signals {
         Ok(Signals([heard(SignalKind::terminate())?, heard(SignalKind::interrupt())?, heard(SignalKind::hangup())?]))
     }
 
-    async fn asked(&mut self) {
+    pub async fn asked(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}
@@ -267,7 +314,7 @@ fn entry_of(row: &Row) -> Entry {
 }
 
 /// What a person does about a tree that was not found.
-pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>) -> String {
+pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>, waited: Duration) -> String {
     let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
     match error {
         // Loopback is always asked: a node of this host would have answered.
@@ -294,7 +341,7 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
                 "nobody offers {wanted}: asked {} for {} s without an answer; is `swarmfs serve` running, and do \
                  firewalls let UDP and TCP ports {first} to {last} through? Where broadcast does not reach, use --peer",
                 asked.join(", "),
-                PATIENCE.as_secs()
+                waited.as_secs()
             )
         }
         DiscoverError::SeveralTrees(offers) => {
@@ -320,7 +367,7 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
 fn lines(offers: &[Offer], keys: bool) -> String {
     let mut lines: Vec<String> = offers
         .iter()
-        .map(|Offer { host, tree, key }| match keys {
+        .map(|Offer { host, tree, key, .. }| match keys {
             false => format!("{tree} (from {}, key {})", host.ip(), key.fingerprint()),
             true => format!("{}: {} (--key {key})", host.ip(), key.fingerprint()),
         })
@@ -340,11 +387,11 @@ mod tests {
 
     fn offer(tree: &str, seed: u8) -> Offer {
         let key = OriginKey::from_seed(&[seed; 32]).public();
-        Offer { host: ([10, 0, 0, seed], 19024).into(), tree: tree.parse().unwrap(), key }
+        Offer { host: ([10, 0, 0, seed], 19024).into(), tree: tree.parse().unwrap(), key, origin: true }
     }
 
     fn message(error: &DiscoverError) -> String {
-        explain(error, &NetSettings::default(), Some(&"images".parse().unwrap()))
+        explain(error, &NetSettings::default(), Some(&"images".parse().unwrap()), ROUND)
     }
 
     #[test]
@@ -358,11 +405,20 @@ mod tests {
         let [loopback, far] = [[127, 255, 255, 255], [10, 9, 0, 1]].map(IpAddr::from);
         let tried = vec![("lo".to_owned(), loopback), ("far.example".to_owned(), far)];
         let net = NetSettings { peers: vec![("far.example".to_owned(), 19024)], ..NetSettings::default() };
-        let text = explain(&DiscoverError::NoOrigin { tried }, &net, None);
+        let text = explain(&DiscoverError::NoOrigin { tried }, &net, None, ROUND);
         assert!(text.contains("asked 127.255.255.255 on lo, far.example (10.9.0.1) for 5 s"), "{text}");
         let net = NetSettings { interfaces: vec!["lo".to_owned()], ..NetSettings::default() };
-        let text = explain(&DiscoverError::NoOrigin { tried: vec![("lo".to_owned(), loopback)] }, &net, None);
+        let text = explain(&DiscoverError::NoOrigin { tried: vec![("lo".to_owned(), loopback)] }, &net, None, ROUND);
         assert!(text.contains("asked 127.255.255.255 on lo for 5 s"), "{text}");
+    }
+
+    #[test]
+    fn an_origins_word_is_final_and_silence_is_not() {
+        assert!(!is_final(&DiscoverError::NoOrigin { tried: Vec::new() }));
+        assert!(is_final(&DiscoverError::TreeMissing { trees: vec![offer("other", 1)] }));
+        let peer = Offer { origin: false, ..offer("other", 1) };
+        assert!(!is_final(&DiscoverError::TreeMissing { trees: vec![peer] }));
+        assert!(is_final(&DiscoverError::SeveralKeys(Vec::new())));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! mount is made when there is something to show; the terminal is left when the mount answers. A failure before that is
 //! the command's own, told where the command was given.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,27 +15,30 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::live::{self, Live, Signals};
-use super::{RunError, is_root, log, ram_bytes, report, say, status};
-use crate::cli::MountArgs;
+use super::search::Search;
+use super::{RunError, log, service, status};
+use crate::cli::MountRequest;
 use crate::driver::Client;
 use crate::fs::{self, Fs};
 use crate::fuse::{self, MountError, Mounted, Outcome, Readiness, Role, daemonize};
-use crate::settings::{CacheSettings, MountSettings, NetSettings, Patience};
+use crate::settings::{MountSettings, NetSettings, Patience};
 
-/// Runs the command and gives its exit status.
-pub fn mount(args: MountArgs) -> u8 {
-    let (settings, net, cache) = match args.settings(ram_bytes(), is_root()) {
-        Ok(settings) => settings,
-        Err(error) => return report(Err(error.into())),
+/// Mounts and, in the foreground, serves the mount to its end. `status_of` gives the exit status of a failure: the command
+/// and mount(8)'s helper differ in that. An error is still to be told; an outcome's message is, too.
+pub fn mount(request: &MountRequest, status_of: &dyn Fn(&RunError) -> u8) -> Result<Outcome, RunError> {
+    super::log_to(request.log_file.as_deref())?;
+    let readiness = match daemonize(request.mount.foreground).map_err(RunError::Background)? {
+        Role::Child(readiness) => readiness,
+        Role::Parent(outcome) => return Ok(outcome),
     };
-    let readiness = match daemonize(settings.foreground) {
-        Ok(Role::Child(readiness)) => readiness,
-        Ok(Role::Parent(outcome)) => return tell(&outcome),
-        Err(error) => return tell(&outcome_of(&RunError::Background(error))),
-    };
-    match start(&settings, &net, &cache) {
-        Ok(started) => started.stay(readiness),
-        Err(error) => fail(readiness, &error),
+    match start(request) {
+        Ok(started) => Ok(Outcome { status: started.stay(readiness), message: String::new(), death: None }),
+        Err(error) if readiness.is_foreground() => Err(error),
+        // The parent, which the person is looking at, says it.
+        Err(error) => {
+            let told = readiness.failed(status_of(&error), &error.to_string());
+            Ok(Outcome { message: String::new(), ..told })
+        }
     }
 }
 
@@ -42,37 +46,61 @@ pub fn mount(args: MountArgs) -> u8 {
 struct Started {
     // In the order in which they end: the mount's requests need the node.
     mounted: Arc<Mounted>,
-    node: Arc<Live>,
+    supply: Source,
     signals: Signals,
     runtime: Runtime,
 }
 
-fn start(settings: &MountSettings, net: &NetSettings, cache: &CacheSettings) -> Result<Started, RunError> {
+/// Where a mount's bytes come from.
+enum Source {
+    Node(Arc<Live>),
+    /// From a node that is still to be found.
+    Search(Box<Search>),
+}
+
+fn start(request: &MountRequest) -> Result<Started, RunError> {
+    let MountRequest { mount: settings, net, cache, .. } = request;
     let point = usable(&settings.mountpoint)?;
     let runtime = live::runtime()?;
-    let found = live::find(net, settings.tree.as_ref())?;
+    if settings.delay_connect {
+        let (search, fs) = Search::start(request, of_fs(settings), &point)?;
+        let source = settings.source.clone().unwrap_or_default();
+        let signals = signals(&runtime)?;
+        let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
+        return Ok(Started { mounted, supply: Source::Search(Box::new(search)), signals, runtime });
+    }
+    let found = live::find(net, settings.tree.as_ref(), settings.retry)?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
     let fs = runtime.block_on(filesystem(&node, settings, net))?;
-    // Until here a signal just ends the process; from here there is a mount to take away first.
-    let signals = {
-        let _inside = runtime.enter();
-        Signals::new()?
-    };
-    let MountSettings { suid, dev, noexec, .. } = *settings;
-    let mounted = fuse::mount(fs, &fuse::Settings { source, point, suid, dev, exec: !noexec })?;
-    Ok(Started { mounted: Arc::new(mounted), node, signals, runtime })
+    let signals = signals(&runtime)?;
+    let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
+    Ok(Started { mounted, supply: Source::Node(node), signals, runtime })
 }
 
-/// The tree, or the directory of it that is to be shown.
-async fn filesystem(node: &Live, settings: &MountSettings, net: &NetSettings) -> Result<Arc<Fs<Client>>, RunError> {
-    let root = settings.subdir.as_os_str().as_bytes().to_vec();
+/// Until they are heard a signal just ends the process; from then on there is a mount to take away first.
+fn signals(runtime: &Runtime) -> Result<Signals, RunError> {
+    let _inside = runtime.enter();
+    Signals::new()
+}
+
+fn of_fs(settings: &MountSettings) -> fs::Settings {
     let patience = match settings.patience {
         Patience::Hard => None,
         Patience::Soft(patience) => Some(patience),
     };
+    fs::Settings { root: settings.subdir.as_os_str().as_bytes().to_vec(), patience }
+}
+
+fn shown_on(point: PathBuf, source: OsString, settings: &MountSettings) -> fuse::Settings {
+    let MountSettings { suid, dev, noexec, nosymfollow, allow_other, shown, .. } = *settings;
+    fuse::Settings { source, point, suid, dev, exec: !noexec, allow_other, symfollow: !nosymfollow, shown }
+}
+
+/// The tree, or the directory of it that is to be shown.
+async fn filesystem(node: &Live, settings: &MountSettings, net: &NetSettings) -> Result<Arc<Fs<Client>>, RunError> {
     let (tell, answer) = oneshot::channel();
-    Fs::start(node.client().clone(), fs::Settings { root, patience }, move |started| {
+    Fs::start(node.client().clone(), of_fs(settings), move |started| {
         // Nobody waits any more only where the command has ended.
         let _ = tell.send(started);
     });
@@ -83,6 +111,9 @@ async fn filesystem(node: &Live, settings: &MountSettings, net: &NetSettings) ->
 
 /// The mountpoint by its real path. Looked at before the network is, so that a slip of the finger is told at once.
 fn usable(point: &Path) -> Result<PathBuf, MountError> {
+    if fuse::handed_descriptor(point).is_some() {
+        return Ok(point.to_owned());
+    }
     let unusable = |reason: io::Error| match reason.kind() {
         io::ErrorKind::NotFound => MountError::Missing(point.to_owned()),
         _ => MountError::Unreachable(point.to_owned(), reason),
@@ -98,7 +129,7 @@ fn usable(point: &Path) -> Result<PathBuf, MountError> {
 impl Started {
     /// Lets the command return, and serves the mount until it is unmounted or a signal asks for its end.
     fn stay(self, readiness: Readiness) -> u8 {
-        let Started { mounted, node, signals, runtime } = self;
+        let Started { mounted, supply, mut signals, runtime } = self;
         let foreground = readiness.is_foreground();
         if let Err(error) = readiness.ready() {
             warn!(%error, "cannot leave the terminal");
@@ -106,13 +137,35 @@ impl Started {
         if !foreground {
             log::to_background();
         }
-        runtime.block_on(node.attend(signals, ended(mounted.clone())));
+        // Held until the mount is gone: its requests need it.
+        let node = match supply {
+            Source::Node(node) => Some(node),
+            Source::Search(search) => runtime.block_on(async {
+                service::ready("waits for somebody with the tree");
+                tokio::select! {
+                    found = search.node() => found.map_err(|error| warn!(%error, "the mount stays empty")).ok(),
+                    () = ended(mounted.clone()) => None,
+                    () = signals.asked() => None,
+                }
+            }),
+        };
+        if let Some(node) = &node {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = node.clone().attend(signals, ended(mounted.clone())) => {}
+                    () = service::attend(node) => {}
+                }
+            });
+        }
+        service::stopping();
         // After a signal it is still there.
         if let Err(error) = mounted.unmount() {
             warn!(%error, "the mount could not be taken away");
             return status::SYSTEM;
         }
-        mounted.wait();
+        if !mounted.is_handed() {
+            mounted.wait();
+        }
         info!("unmounted");
         status::DONE
     }
@@ -134,25 +187,6 @@ async fn ended(mounted: Arc<Mounted>) {
     }
 }
 
-fn outcome_of(error: &RunError) -> Outcome {
-    Outcome { status: error.status(), message: error.to_string() }
-}
-
-fn fail(readiness: Readiness, error: &RunError) -> u8 {
-    let foreground = readiness.is_foreground();
-    let Outcome { status, message } = outcome_of(error);
-    let outcome = readiness.failed(status, &message);
-    // In the background the parent, which the person is looking at, says it.
-    if foreground { tell(&outcome) } else { outcome.status }
-}
-
-fn tell(outcome: &Outcome) -> u8 {
-    if !outcome.message.is_empty() {
-        say(&outcome.message);
-    }
-    outcome.status
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,13 +199,5 @@ mod tests {
         assert!(matches!(usable(&dir.path().join("missing")), Err(MountError::Missing(_))));
         assert!(matches!(usable(&file), Err(MountError::NotADirectory(_))));
         assert_eq!(usable(&dir.path().join(".")).unwrap(), dir.path().canonicalize().unwrap());
-    }
-
-    #[test]
-    fn a_mount_that_fails_ends_with_2_and_a_wrong_command_line_with_1() {
-        let missing = RunError::Mount(MountError::Missing(PathBuf::from("/mnt/x")));
-        assert_eq!(outcome_of(&missing).status, 2);
-        let unnamed = RunError::SeveralHere(Vec::new());
-        assert_eq!(outcome_of(&unnamed).status, 1);
     }
 }

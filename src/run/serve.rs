@@ -8,14 +8,15 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::live::{self, Signals};
-use super::{RunError, ram_bytes};
-use crate::cli::ServeArgs;
+use super::{RunError, ram_bytes, service};
+use crate::cli::{FileSettings, ServeArgs};
 use crate::settings::ServeSettings;
 use crate::settings::quantity::show_size;
 use crate::wire::head::{TreeHead, TreeName};
 
-pub fn serve(args: ServeArgs) -> Result<(), RunError> {
-    let (settings, net, cache) = args.settings(ram_bytes());
+pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
+    super::log_to(args.log_file.as_deref().or(file.log_file.as_deref()))?;
+    let (settings, net, cache) = args.settings(file, ram_bytes());
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
     let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
@@ -25,7 +26,13 @@ pub fn serve(args: ServeArgs) -> Result<(), RunError> {
     };
     // Nobody needs to read this for the tree to be served.
     let _ = announce(&dir, &node.client().head());
-    runtime.block_on(node.attend(signals, std::future::pending()));
+    runtime.block_on(async {
+        tokio::select! {
+            () = node.clone().attend(signals, std::future::pending()) => {}
+            () = service::attend(&node) => {}
+        }
+    });
+    service::stopping();
     info!("stopped");
     Ok(())
 }

@@ -102,6 +102,14 @@ pub fn table(statuses: &[Status], dir: &Path) -> String {
     paragraphs.join("\n")
 }
 
+/// What a service manager shows of a node.
+pub fn line(status: &Status) -> String {
+    let Status { bytes, peers, .. } = status;
+    let received = bytes.from_origin.saturating_add(bytes.from_peers);
+    let (received, sent) = (show_size(received), show_size(bytes.to_peers));
+    format!("{}: {} peers, received {received}, sent {sent}", plain(&status.tree), peers.len())
+}
+
 fn paragraph(status: &Status) -> String {
     let place = match (status.role, &status.directory, &status.mountpoint) {
         (Role::Origin, Some(directory), _) => format!("origin of {directory}"),
@@ -255,5 +263,7 @@ mod tests {
              2 malformed datagrams\n"
         );
         assert_eq!(json(&[]), "[]\n");
+        let status = Status { tree: "a\nREADY=1".to_owned(), ..Status::default() };
+        assert_eq!(line(&status), "a?READY=1: 0 peers, received 0 B, sent 0 B");
     }
 }

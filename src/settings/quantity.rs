@@ -33,6 +33,12 @@ const SIZE_UNITS: [(&str, u64); 19] = [
     ("TB", 1_000_000_000_000),
 ];
 
+/// Units of rate beside those of size: tc(8)'s, which are of bits and powers of 1000.
+const BIT_UNITS: [(&str, u64); 3] = [("kbit", 125), ("mbit", 125_000), ("gbit", 125_000_000)];
+
+/// The slowest rate taken: a peer would take a slower one for dead.
+const LEAST_RATE: u64 = 64 << 10;
+
 const TIME_UNITS_MS: [(&str, u64); 9] = [
     ("", 1000),
     ("ms", 1),
@@ -52,6 +58,19 @@ pub fn parse_size(text: &str) -> Result<u64, Unfit> {
         what: "size",
         expected: "bytes, or a whole number with K, M, G, T (powers of 1024) or KB, MB, GB, TB (of 1000)",
         example: "64M",
+    })
+}
+
+/// Bytes a second: `500K`, `10M`, `12500000`, `100mbit`.
+pub fn parse_rate(text: &str) -> Result<u64, Unfit> {
+    let text = text.strip_suffix("/s").unwrap_or(text);
+    parse(text, &BIT_UNITS).or_else(|| parse(text, &SIZE_UNITS)).filter(|rate| *rate >= LEAST_RATE).ok_or_else(|| {
+        Unfit {
+            value: text.to_owned(),
+            what: "rate",
+            expected: "bytes a second, or a whole number with K, M, G or kbit, mbit, gbit, 64K at the least",
+            example: "10M or 100mbit",
+        }
     })
 }
 
@@ -96,6 +115,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn rates_are_bytes_a_second_as_rsync_and_curl_have_them_or_bits_as_tc() {
+        for (text, rate) in [("65536", 65536), ("500K", 500 << 10), ("10M/s", 10 << 20), ("100mbit", 12_500_000)] {
+            assert_eq!(parse_rate(text).unwrap(), rate, "{text}");
+        }
+        for text in ["", "0", "63K", "fast", "100Mbit", "1.5M", "-1", "99999999999999999999", "200000000000gbit"] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_dd_reads_them() {

@@ -25,6 +25,12 @@ pub struct Upload {
     pub weight: usize,
 }
 
+impl Upload {
+    pub fn has_begun(&self) -> bool {
+        self.offset > 0 || self.next > self.run.first
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Offer {
     pub id: u32,
@@ -185,6 +191,7 @@ impl Node {
             self.provide.uncount_all(&link.taken);
         }
         self.ready.remove(&id);
+        self.free_slot(id);
         self.drop_downloads_of(id);
         self.pages.forget_link(id);
         if link.origin {

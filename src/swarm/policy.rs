@@ -28,6 +28,9 @@ pub struct Policy {
     /// The same of an origin: more in parallel makes every piece at the front late for everybody.
     pub origin_uploads: usize,
     pub origin_ahead: usize,
+    /// Neighbours that data is sent to at once at the most, and bytes a second that may be sent, if somebody said so.
+    pub slots: Option<usize>,
+    pub upload: Option<u64>,
     /// A link carries at least this many transfers before others get more.
     pub per_link: usize,
     /// Transfers that a reader shows room for, what it accepts beyond since maps are late, and beyond that from an
@@ -87,6 +90,8 @@ impl Policy {
             uploads_ahead: [12, 8, 8],
             origin_uploads: 4,
             origin_ahead: 3,
+            slots: None,
+            upload: None,
             per_link: 1,
             downloads: 16,
             downloads_extra: 4,
@@ -108,6 +113,23 @@ impl Policy {
             tick: 5 * MS,
             idle_tick: 100 * MS,
         }
+    }
+
+    /// What whoever runs the node allows it to send to others.
+    pub fn limit_uploads(&mut self, rate: Option<u64>, slots: Option<u16>) {
+        self.upload = rate;
+        self.slots = slots.map(|slots| usize::from(slots).max(1));
+    }
+
+    /// The rate that uploads are cut by: pieces as long as the link could carry would be on their way for too long.
+    pub fn upload_rate(&self, rate: u64) -> u64 {
+        rate.min(self.upload.unwrap_or(u64::MAX))
+    }
+
+    /// Whole pieces that may wait to be sent: no more than a second's, or who waits for them would take this node for dead.
+    pub fn most_queued(&self, queued: usize) -> usize {
+        let second = |limit: u64| (limit / (self.piece(limit) as u64 * BLOCK as u64)).max(1) as usize;
+        self.upload.map_or(queued, |limit| queued.min(second(limit)))
     }
 
     /// Connections in both directions: twice what a node opens is the mean of a crowd. An origin knows everybody.
@@ -183,6 +205,16 @@ mod tests {
             assert!(policy.window_blocks >= 128, "{mib} MiB");
         }
         assert_eq!(Policy::with_budget(256 << 20).window_blocks, 1536);
+    }
+
+    #[test]
+    fn a_slow_upload_promises_no_more_than_it_can_send_soon() {
+        let mut policy = Policy::with_budget(256 << 20);
+        assert_eq!(policy.most_queued(12), 12);
+        policy.limit_uploads(Some(64 << 10), Some(0));
+        assert_eq!((policy.most_queued(12), policy.slots), (1, Some(1)));
+        policy.limit_uploads(Some(10_000_000), None);
+        assert_eq!(policy.most_queued(12), 12);
     }
 
     #[test]

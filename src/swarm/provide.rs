@@ -60,6 +60,9 @@ pub struct Provide {
     pub(super) resolving: BTreeSet<ObjectId>,
     /// Pulls of objects whose size is being asked for.
     pub(super) parked: Vec<(LinkId, u32, bool, Run)>,
+    /// Neighbours that are in the middle of a transfer, where only so many may be, and who has data and waits for that.
+    sending: BTreeSet<LinkId>,
+    waiting: BTreeSet<LinkId>,
     /// What an origin began to send lately, the oldest in front.
     sent: VecDeque<(Time, Run)>,
 }
@@ -105,6 +108,18 @@ impl Provide {
         taken.iter().for_each(|(chunk, bits)| self.uncount(*chunk, *bits));
     }
 
+    /// Takes a slot for a neighbour, if there is one.
+    fn may_send(&mut self, id: LinkId, slots: Option<usize>) -> bool {
+        let Some(slots) = slots else { return true };
+        let may = self.sending.contains(&id) || self.sending.len() < slots;
+        if may {
+            self.sending.insert(id)
+        } else {
+            self.waiting.insert(id)
+        };
+        may
+    }
+
     fn note_sent(&mut self, run: Run, now: Time) {
         while self.sent.len() >= MAX_SENT || self.sent.front().is_some_and(|(sent, _)| now.since(*sent) >= FRESH) {
             self.sent.pop_front();
@@ -137,7 +152,7 @@ impl Node {
         } else {
             self.policy.uploads + self.policy.ahead(self.gossip.rate())
         };
-        let limit = limit * WHOLE;
+        let limit = self.policy.most_queued(limit) * WHOLE;
         loop {
             let now = self.now;
             let open = |link: &super::Link| {
@@ -177,7 +192,7 @@ impl Node {
         let size = self.sizes.get(&run.object).copied().unwrap_or(u64::MAX);
         let start = run.first as u64 * BLOCK as u64;
         let bytes = size.saturating_sub(start).min(run.count as u64 * BLOCK as u64);
-        self.policy.weight(bytes, self.gossip.rate())
+        self.policy.weight(bytes, self.policy.upload_rate(self.gossip.rate()))
     }
 
     /// The neighbour that has least, and what to offer it: what it misses first, then what is rarest.
@@ -215,7 +230,7 @@ impl Node {
     }
 
     fn candidates(&mut self, id: LinkId) -> Vec<Run> {
-        let piece = self.policy.piece(self.gossip.rate());
+        let piece = self.policy.piece(self.policy.upload_rate(self.gossip.rate()));
         let link = &self.links[&id];
         let Some(front) = link.window.front() else { return Vec::new() };
         let urgent_end = (front.object, front.first.saturating_add(self.policy.urgent * piece));
@@ -260,7 +275,7 @@ impl Node {
 
     /// An origin's choice: the lowest blocks that nobody has or awaits, to the neighbour with the fewest transfers.
     fn pick_first_copy(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
-        let piece = self.policy.piece(self.gossip.rate());
+        let piece = self.policy.piece(self.policy.upload_rate(self.gossip.rate()));
         let mut rates: Vec<u64> =
             self.links.values().filter(|l| l.greeted && l.known && !l.window.is_empty()).map(|l| l.rate).collect();
         rates.sort_unstable();
@@ -449,8 +464,7 @@ impl Node {
         if let Some(link) = self.links.get_mut(&id) {
             let upload = Upload { transfer, run, next: run.first, offset: 0, weight };
             // Pulls go before offers, but not before one that has begun or another pull.
-            let begun = |upload: &Upload| upload.offset > 0 || upload.next > upload.run.first;
-            let pulls = link.uploads.iter().take_while(|u| u.transfer & WANTED != 0 || begun(u)).count();
+            let pulls = link.uploads.iter().take_while(|u| u.transfer & WANTED != 0 || u.has_begun()).count();
             let at = if first { pulls } else { link.uploads.len() };
             link.uploads.insert(at, upload);
             self.ready.insert(id);
@@ -507,6 +521,8 @@ impl Node {
                 self.note_lost(id, rest);
             }
         }
+        // It may hold a slot.
+        self.ready.insert(id);
         self.refill = true;
     }
 
@@ -612,6 +628,7 @@ impl Node {
         }
         for (id, upload) in aborted {
             self.send(id, Frame::Abort { transfer: upload.transfer });
+            self.ready.insert(id);
             self.note_lost(id, Run { first: upload.next, count: upload.run.end() - upload.next, ..upload.run });
         }
     }
@@ -619,6 +636,27 @@ impl Node {
     /// The next DATA frame for a link: of its first transfer that has a block here, so that one which waits for its own
     /// source does not hold up the others.
     pub fn transmit(&mut self, id: LinkId) -> Option<Transmit> {
+        if !self.provide.may_send(id, self.policy.slots) {
+            return None;
+        }
+        let found = self.next_frame(id);
+        let between = self.links.get(&id).is_none_or(|link| link.uploads.iter().all(|upload| !upload.has_begun()));
+        if found.is_none() || between {
+            self.free_slot(id);
+        }
+        found
+    }
+
+    /// A neighbour is between two transfers, or has nothing to send: others may be sent to.
+    pub(super) fn free_slot(&mut self, id: LinkId) {
+        if self.provide.sending.remove(&id) {
+            self.ready.append(&mut self.provide.waiting);
+            self.refill = true;
+        }
+        self.provide.waiting.remove(&id);
+    }
+
+    fn next_frame(&mut self, id: LinkId) -> Option<Transmit> {
         let frame = if self.gossip.rate() > FAST { LONG_FRAME } else { SHORT_FRAME };
         let origin = self.me.origin;
         let mut found = None;

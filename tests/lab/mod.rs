@@ -19,7 +19,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub mod chain;
 mod process;
+pub mod race;
 pub mod samples;
 mod space;
 pub mod swarm;
@@ -55,14 +57,17 @@ impl Link {
     /// Queue of a switch port in bytes: 21 ms at 100 Mbit/s, 84 ms at 25.
     const QUEUE: u32 = 256 * 1024;
 
+    /// Packets that pass a link as one: 8 KiB of payload. Rates and queues count the headers of each. With single packets
+    /// this machine spends its time on a timer per packet and link, and hosts have too little left to be measured.
+    const TRAIN: u32 = 6;
+
     fn shape(self, script: &mut String, device: &str) {
-        // One segment a packet: rates, queues and loss then act on what a wire would carry.
-        writeln!(script, "ip link set {device} gso_max_segs 1 up").expect("a string takes any text");
+        writeln!(script, "ip link set {device} gso_max_segs {} up", Link::TRAIN).expect("a string takes any text");
         if let Some(mbit) = self.mbit {
             // A bucket of 2.5 ms: what a busy machine's timers are late by is not lost, and bursts stay far below a queue.
             let burst = (mbit * 312).max(16 * 1024);
             let queue = Link::QUEUE;
-            writeln!(script, "tc qdisc add dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
+            writeln!(script, "tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {burst} limit {queue}")
                 .expect("a string takes any text");
         }
     }
@@ -122,11 +127,14 @@ impl Lab {
         let switch = Space::network("switch");
         let mut script = String::from("ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n");
         script.push_str("ip link set br0 up\n");
+        // A machine with a firewall would pass each packet on the switch through its rules' hooks.
+        let filter = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        writeln!(script, "if [ -e {filter} ]; then echo 0 > {filter}; fi").expect("a string takes any text");
         let mut hosts = Vec::new();
         for index in 0..count {
             let name = if index == 0 { "origin".to_owned() } else { format!("node{index}") };
             let space = Space::host(&name);
-            let host = Host { index, name, space, port: format!("port{index}"), scratch: scratch.clone() };
+            let host = Host { index, name, space, port: format!("port{index}"), link, scratch: scratch.clone() };
             writeln!(script, "ip link add {} type veth peer name eth0 netns {}", host.port, host.space.pid())
                 .expect("a string takes any text");
             writeln!(script, "ip link set {} master br0", host.port).expect("a string takes any text");
@@ -139,6 +147,11 @@ impl Lab {
             link.shape(&mut script, "eth0");
             // A gateway that is not there: hosts have a default route, and 255.255.255.255 needs one.
             script.push_str("ip route add default via 10.77.0.254\n");
+            // What Linux does unless told otherwise, and not what this machine was told: another one's pacing takes a timer
+            // per packet. Where a namespace may not choose cubic, its forebear does the same on a LAN.
+            let control = "/proc/sys/net/ipv4/tcp_congestion_control";
+            writeln!(script, "echo cubic 2> /dev/null > {control} || echo reno > {control}")
+                .expect("a string takes any text");
             host.space.script(&script);
         }
         let lab = Lab { hosts, switch, link, scratch, _turn: turn };
@@ -182,14 +195,20 @@ impl Lab {
         &self.scratch
     }
 
-    /// Bytes that a host has sent onto its link so far, headers included, as its switch port counts them.
+    /// Bytes that a host has sent onto its link so far, headers included.
     pub fn sent_by(&self, host: &Host) -> u64 {
-        self.switch.counters(&host.port).0
+        if host.link.mbit.is_none() {
+            return self.switch.counters(&host.port).0;
+        }
+        passed(&host.space, "eth0")
     }
 
     /// Bytes that the switch has sent to a host so far, headers included.
     pub fn sent_to(&self, host: &Host) -> u64 {
-        self.switch.counters(&host.port).1
+        if host.link.mbit.is_none() {
+            return self.switch.counters(&host.port).1;
+        }
+        passed(&self.switch, &host.port)
     }
 
     /// Pulls a host's cable: its interface loses carrier.
@@ -203,12 +222,33 @@ impl Lab {
         self.wait_until_linked(host);
     }
 
+    /// Broadcasts that a host has sent so far, whatever they were for.
+    pub fn broadcasts_of(&self, host: &Host) -> u64 {
+        host.space.broadcasts()
+    }
+
+    /// From now on a host's link has another rate.
+    pub fn change_link(&self, host: &Host, link: Link) {
+        for (space, device) in [(&self.switch, host.port.as_str()), (&host.space, "eth0")] {
+            let mut script = String::new();
+            link.shape(&mut script, device);
+            space.script(&script);
+        }
+    }
+
     /// From now on each packet that reaches any host is lost with this probability.
     pub fn lose(&self, probability: f64) {
         for host in &self.hosts {
             host.lose(probability);
         }
     }
+}
+
+/// Bytes that a limited link let pass: of packets that travel as one its interface counts one's headers, its limit all.
+fn passed(space: &Space, device: &str) -> u64 {
+    let shown = space.script(&format!("tc -s -j qdisc show dev {device}"));
+    let queues: serde_json::Value = serde_json::from_str(&shown).expect("tc writes JSON");
+    queues[0]["bytes"].as_u64().expect("tc counts what it lets pass")
 }
 
 impl Drop for Lab {
@@ -245,6 +285,7 @@ pub struct Host {
     pub name: String,
     space: Space,
     port: String,
+    link: Link,
     scratch: PathBuf,
 }
 
@@ -262,15 +303,21 @@ impl Host {
 
     /// Starts a program whose output goes to a log that is shown if the test fails.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let short = Path::new(program).file_name().expect("a program has a name").to_string_lossy().into_owned();
-        let log = self.scratch.join(format!("{number:03}-{}-{short}.log", self.name));
-        let out = fs::File::create(&log).expect("the scratch directory can be written");
+        let (log, out) = self.log(&short);
         let err = out.try_clone().expect("descriptors are not used up");
         let mut command = self.command(program);
         command.args(args).stdin(Stdio::null()).stdout(out).stderr(err);
         Running::start(command, format!("{short} {} on {}", args.join(" "), self.name), Some(log))
+    }
+
+    /// A file for what a program of this host prints.
+    fn log(&self, program: &str) -> (PathBuf, fs::File) {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = self.scratch.join(format!("{number:03}-{}-{program}.log", self.name));
+        let file = fs::File::create(&log).expect("the scratch directory can be written");
+        (log, file)
     }
 
     /// Runs a program to its end, which must come within `limit`.
@@ -306,11 +353,15 @@ impl Host {
         })
     }
 
-    /// Makes each packet that reaches this host get lost with this probability; 0 loses none.
-    pub fn lose(&self, probability: f64) {
+    /// Makes each packet that reaches this host get lost with this probability; 0 loses none. What it sends are single
+    /// packets meanwhile.
+    fn lose(&self, probability: f64) {
+        // The filter must see single packets.
+        let train = if probability == 0.0 { Link::TRAIN } else { 1 };
         let per_million = (probability * 1e6).round() as u32;
         self.space.script(&format!(
-            "nft 'add table netdev lab; delete table netdev lab; add table netdev lab;
+            "ip link set eth0 gso_max_segs {train}
+             nft 'add table netdev lab; delete table netdev lab; add table netdev lab;
              add chain netdev lab in {{ type filter hook ingress device eth0 priority 0; }};
              add rule netdev lab in numgen random mod 1000000 < {per_million} drop'"
         ));

@@ -73,6 +73,16 @@ impl Running {
         Output { status, stdout: join(stdout), stderr: join(stderr) }
     }
 
+    /// Its name, arguments and host.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The program's standard input, if it was piped and nobody took it before.
+    pub fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().expect("the input was piped and not taken")
+    }
+
     /// The program's standard output, if it was piped and nobody took it before.
     pub fn stdout(&mut self) -> std::process::ChildStdout {
         self.child.stdout.take().expect("the output was piped and not taken")

@@ -88,8 +88,8 @@ impl Space {
         command
     }
 
-    /// Runs a shell script on the namespaces from outside: process numbers in it are the test's own.
-    pub fn script(&self, script: &str) {
+    /// Runs a shell script on the namespaces from outside: process numbers in it are the test's own. Gives what it printed.
+    pub fn script(&self, script: &str) -> String {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.pid)).arg("--net");
         if self.has_mounts {
@@ -99,6 +99,7 @@ impl Space {
         let output = output.expect("util-linux is installed (.ci/need)");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: {script}\n{errors}", self.name);
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Bytes received and sent by one interface.
@@ -109,6 +110,16 @@ impl Space {
         let fields: Vec<u64> =
             line.split_whitespace().map(|field| field.parse().expect("counters are numbers")).collect();
         (fields[0], fields[8])
+    }
+
+    /// Broadcasts sent by this network's hosts.
+    pub fn broadcasts(&self) -> u64 {
+        let table = fs::read_to_string(format!("/proc/{}/net/netstat", self.pid)).expect("the holder lives");
+        // A line of names, then a line of numbers.
+        let mut lines = table.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+        let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let found = names.split_whitespace().zip(numbers.split_whitespace()).find(|(name, _)| *name == "OutBcastPkts");
+        found.and_then(|(_, number)| number.parse().ok()).expect("the kernel counts broadcasts")
     }
 
     /// Moves the calling thread, and no other, into this network. It can never come back, so it should end soon.

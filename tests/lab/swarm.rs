@@ -178,11 +178,15 @@ impl<R: std::io::Read> std::io::Read for Counted<R> {
 
 /// One number of /proc/PID/status, which are in KiB, in bytes.
 pub fn memory(pid: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let line = line.unwrap_or_else(|| panic!("no {field} in /proc/{pid}/status"));
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("the kernel writes a number");
-    kib * 1024
+    try_memory(pid, field).unwrap_or_else(|| panic!("no {field} in /proc/{pid}/status"))
+}
+
+/// None if the process has ended.
+pub fn try_memory(pid: u32, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Digest of the first `bytes` of a file.
