@@ -3,7 +3,9 @@
 //!
 //! `cargo bench --bench mesh` runs the small rows, shortened; `-- 8 32 128 1000 10000 crash slow-disks slow-links late
 //! racks` those named, in full; `-- ablation` one change of the policy after the other beside the policy as it is (`ablation crash`: in that row).
-//! `--seeds N`, `--readers N`, `--mib N` and `--rate MBIT` change any of them. A row that falls short says so and fails
+//! `--only TEXT`, as often as you like, leaves the changes that hold it in their names.
+//! `--seeds N`, `--seed FIRST`, `--readers N`, `--mib N` and `--rate MBIT` change any of them; `--trace MS` shows how one
+//! run goes. A row that falls short says so and fails
 //! nothing: figures are for people, `tests/sim/expected.txt` is for machines.
 
 // The simulator has more than these rows need.
@@ -16,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use sim::host::{Order, Plan, Setup};
-use sim::{Fault, MIB, Network, Racks, SECOND, UNBOUND, World, mbit};
+use sim::{Fault, MIB, MS, Network, Racks, SECOND, UNBOUND, World, mbit};
 use swarmfs::chunk::BLOCKS_PER_CHUNK;
 use swarmfs::swarm::Policy;
 
@@ -58,14 +60,28 @@ struct Row {
     readers: usize,
     mib: u64,
     seeds: u64,
+    /// The first of the seeds.
+    seed: u64,
     rate: u64,
+    /// Milliseconds between two lines of a trace; none at 0.
+    trace: u64,
     goal: Goal,
 }
 
 /// The rows of the goals: those up to 128 readers, then a thousand, then ten thousand.
 fn rows() -> Vec<Row> {
     let goal = |time, copies, first| Goal { time: Some(time), copies: Some(copies), first: Some(first), late: None };
-    let row = |name, kind, readers, mib, goal| Row { name, kind, readers, mib, seeds: 3, rate: mbit(1000), goal };
+    let row = |name, kind, readers, mib, goal| Row {
+        name,
+        kind,
+        readers,
+        mib,
+        seeds: 3,
+        seed: 1,
+        rate: mbit(1000),
+        trace: 0,
+        goal,
+    };
     let egress = Goal { copies: Some(1.05), first: Some(100.0), ..Goal::default() };
     let huge = Goal { late: Some(1.5), copies: Some(1.20), first: Some(300.0), time: None };
     let only = |time| Goal { time: Some(time), ..Goal::default() };
@@ -95,17 +111,19 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 35] = [
+const CHANGES: [(&str, Change); 42] = [
     ("as it is", |_| ()),
+    ("lowest position first", |p| p.herd = true),
+    ("nothing pinned", |p| p.pinned = 0),
     ("pieces of 256 KiB", |p| p.most_piece = 8),
     ("pieces of 512 KiB", |p| p.most_piece = 16),
     ("pieces of 2 MiB", |p| p.most_piece = 64),
     ("2 uploads", |p| p.uploads = 2),
     ("3 uploads", |p| p.uploads = 3),
     ("8 uploads", |p| p.uploads = 8),
-    ("4 ahead", |p| p.uploads_ahead = 4),
-    ("16 ahead", |p| p.uploads_ahead = 16),
-    ("1 per link", |p| p.per_link = 1),
+    ("4 ahead", |p| p.uploads_ahead = [4; 3]),
+    ("16 ahead", |p| p.uploads_ahead = [16; 3]),
+    ("2 per link", |p| p.per_link = 2),
     ("4 per link", |p| p.per_link = 4),
     ("1 + 3 of the origin", |p| p.origin_uploads = 1),
     ("2 + 3 of the origin", |p| p.origin_uploads = 2),
@@ -126,8 +144,13 @@ const CHANGES: [(&str, Change); 35] = [
     ("window of 32 MiB", |p| p.window_blocks = 2 * BLOCKS_PER_CHUNK),
     ("window of 96 MiB", |p| p.window_blocks = 6 * BLOCKS_PER_CHUNK),
     ("cache of 4 chunks", |p| (p.budget_blocks, p.window_blocks) = (4 * BLOCKS_PER_CHUNK, 1228)),
-    ("dead after 0.5 s", |p| (p.silence, p.keepalive) = (500_000, 150_000)),
-    ("dead after 0.25 s", |p| (p.silence, p.keepalive) = (250_000, 75_000)),
+    ("silence is not noticed", |p| p.hush = [p.silence; 3]),
+    ("noticed after 0.15 s", |p| p.hush = [150_000; 3]),
+    ("noticed after 0.4 s", |p| p.hush = [400_000; 3]),
+    ("16 KiB unsent", |p| p.unsent = [16 << 10; 2]),
+    ("64 KiB unsent", |p| p.unsent = [64 << 10; 2]),
+    ("256 KiB unsent", |p| p.unsent = [256 << 10; 2]),
+    ("512 KiB unsent", |p| p.unsent = [512 << 10; 2]),
     ("STATE every 2 ms", |p| p.coalesce = [2_000; 3]),
     ("STATE every 10 ms", |p| p.coalesce = [10_000; 3]),
     ("STATE every 20 ms", |p| p.coalesce = [20_000; 3]),
@@ -188,8 +211,13 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
         }
     }
     let bound = SPREAD as f64 + 60.0 + alone * 20.0;
-    let unfinished =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run((bound * 1e9) as u64))).is_err();
+    let unfinished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        if row.trace > 0 {
+            trace(&mut world, row.trace * MS, (alone * 2e9) as u64);
+        }
+        world.run((bound * 1e9) as u64);
+    }))
+    .is_err();
     if unfinished {
         return Figures { time: f64::INFINITY, clock: clock.elapsed().as_secs_f64(), ..Figures::default() };
     }
@@ -213,6 +241,37 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
         control: control as f64 / row.readers as f64 / size as f64,
         dropped: world.hosts.iter().map(|host| host.count.dropped_pieces).sum::<u64>() as f64 / row.readers as f64,
         clock: clock.elapsed().as_secs_f64(),
+    }
+}
+
+/// Prints what came to the readers in each stretch of time, in thousandths of their links.
+fn trace(world: &mut World, step: u64, end: u64) {
+    let received = |world: &World| world.hosts.iter().map(|host| host.count.data_received).collect::<Vec<_>>();
+    let mut before = (received(world), 0);
+    while world.now < end && !world.all_done() {
+        world.run_until(world.now + step);
+        let now = (received(world), world.hosts[0].count.data_sent);
+        let full = |host: usize| world.hosts[host].setup.rate * step / SECOND;
+        let mut rates: Vec<u64> = (1..now.0.len())
+            .filter(|host| world.hosts[*host].node.is_some() && !world.hosts[*host].done())
+            .map(|host| (now.0[host] - before.0[host]) * 1000 / full(host))
+            .collect();
+        rates.sort_unstable();
+        let mut done: Vec<u64> = now.0[1..].iter().map(|bytes| bytes >> 20).collect();
+        done.sort_unstable();
+        println!(
+            "{:8.3} s, origin {:4}; {} read {:?}, mean {}; {} .. {} MiB; dropped {}",
+            world.now as f64 / 1e9,
+            (now.1 - before.1) * 1000 / full(0),
+            rates.len(),
+            [0, 10, 50, 90, 100]
+                .map(|part| rates.get(rates.len().saturating_sub(1) * part / 100).copied().unwrap_or(0)),
+            rates.iter().sum::<u64>() / rates.len().max(1) as u64,
+            done[0],
+            done[done.len() - 1],
+            world.hosts.iter().map(|host| host.count.dropped_pieces).sum::<u64>(),
+        );
+        before = now;
     }
 }
 
@@ -273,7 +332,8 @@ fn print_goals(rows: &[Row]) {
     );
     let rows_in_full = self::rows();
     let group: Vec<usize> = rows.iter().map(|row| row.seeds as usize).collect();
-    let jobs: Vec<Job> = rows.iter().flat_map(|row| (1..=row.seeds).map(|seed| (*row, seed, CHANGES[0].1))).collect();
+    let jobs: Vec<Job> =
+        rows.iter().flat_map(|row| (0..row.seeds).map(|seed| (*row, row.seed + seed, CHANGES[0].1))).collect();
     let print = |index: usize, runs: &[Figures]| {
         let Row { name, readers, mib, goal, .. } = rows[index];
         // What it takes to begin and to end weighs more in a shortened row.
@@ -305,7 +365,9 @@ fn print_goals(rows: &[Row]) {
     run_all(&jobs, print, &group);
 }
 
-fn print_ablation(row: Row) {
+/// The changes whose names hold one of those asked for; all if none was.
+fn print_ablation(row: Row, only: &[String]) {
+    let named = |change: &&(&str, Change)| only.is_empty() || only.iter().any(|part| change.0.contains(part.as_str()));
     println!(
         "{}: {} readers, {} MiB, {} Mbit/s, worst and median of {} seeds",
         row.name,
@@ -318,15 +380,16 @@ fn print_ablation(row: Row) {
         "{:<22}{:>16}{:>10}{:>9}{:>10}{:>11}{:>9}",
         "change", "T / T(1)", "against", "copies", "first ms", "control %", "dropped"
     );
+    let chosen: Vec<(&str, Change)> = CHANGES[..1].iter().chain(CHANGES[1..].iter().filter(named)).copied().collect();
     let jobs: Vec<Job> =
-        CHANGES.iter().flat_map(|(_, change)| (1..=row.seeds).map(|seed| (row, seed, *change))).collect();
+        chosen.iter().flat_map(|(_, change)| (0..row.seeds).map(|seed| (row, row.seed + seed, *change))).collect();
     let mut base = None;
     let print = |index: usize, runs: &[Figures]| {
         let (worst, median) = spread(runs, |run| run.time);
         let base = *base.get_or_insert(median);
         println!(
             "{:<22}{:>16}{:>+10.3}{:>9.3}{:>10.0}{:>11.2}{:>9.0}",
-            CHANGES[index].0,
+            chosen[index].0,
             format!("{worst:.3}, {median:.3}"),
             median - base,
             spread(runs, |run| run.copies).0,
@@ -335,15 +398,16 @@ fn print_ablation(row: Row) {
             spread(runs, |run| run.dropped).1,
         );
     };
-    run_all(&jobs, print, &[row.seeds as usize; CHANGES.len()]);
+    run_all(&jobs, print, &vec![row.seeds as usize; chosen.len()]);
 }
 
 fn main() {
-    let (mut names, mut options) = (Vec::new(), Vec::new());
+    let (mut names, mut options, mut only) = (Vec::new(), Vec::new(), Vec::new());
     let (mut args, mut benched) = (std::env::args().skip(1), false);
     while let Some(arg) = args.next() {
         match arg.strip_prefix("--") {
-            Some(option @ ("seeds" | "readers" | "mib" | "rate")) => {
+            Some("only") => only.extend(args.next()),
+            Some(option @ ("seeds" | "seed" | "readers" | "mib" | "rate" | "trace")) => {
                 let Some(value) = args.next().and_then(|text| text.parse::<u64>().ok()).filter(|value| *value > 0)
                 else {
                     eprintln!("--{option} takes a number");
@@ -360,6 +424,8 @@ fn main() {
         for (option, value) in &options {
             match option.as_str() {
                 "seeds" => row.seeds = *value,
+                "seed" => row.seed = *value,
+                "trace" => row.trace = *value,
                 "readers" => row.readers = *value as usize,
                 "mib" => row.mib = *value,
                 _ => row.rate = mbit(*value),
@@ -385,6 +451,6 @@ fn main() {
     }
     let of = if named.is_empty() { vec![all[1]] } else { named };
     for row in of {
-        print_ablation(adjust(Row { readers: row.readers.min(32), mib: 256, seeds: 1, ..row }));
+        print_ablation(adjust(Row { readers: row.readers.min(50), mib: 256, ..row }), &only);
     }
 }

@@ -292,7 +292,6 @@ pub struct Node {
     me: Hello,
     rng: fastrand::Rng,
     now: Time,
-    started: Time,
     store: Store,
     /// Sizes of the objects that this node's readers, or as an origin its tree, told of.
     sizes: BTreeMap<ObjectId, u64>,
@@ -319,7 +318,6 @@ impl Node {
         Node {
             rng: fastrand::Rng::with_seed(seed),
             now,
-            started: now,
             store,
             sizes: BTreeMap::new(),
             sizes_used: 0,
@@ -486,8 +484,8 @@ impl Node {
     }
 
     fn on_frame(&mut self, id: LinkId, frame: Frame) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        link.last_heard = self.now;
+        self.heard(id);
+        let Some(link) = self.links.get(&id) else { return };
         if !link.greeted {
             // Whoever speaks before saying who it is is none of ours.
             return match frame {

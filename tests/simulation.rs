@@ -44,6 +44,13 @@ fn copies(world: &World, bytes: u64) -> f64 {
     world.hosts[0].count.data_sent as f64 / bytes as f64
 }
 
+/// How late STATEs were at all readers.
+fn state_ages(world: &World) -> host::Ages {
+    let mut ages = host::Ages::default();
+    world.hosts[1..].iter().for_each(|host| ages.add(&host.count.state_ages));
+    ages
+}
+
 /// When the last reader of all was done, in seconds.
 fn last(world: &World) -> f64 {
     world.hosts.iter().flat_map(|host| &host.finishes).max().map_or(0.0, |time| *time as f64 / 1e9)
@@ -88,9 +95,7 @@ fn control_is_as_late_as_on_a_network() {
     for (readers, mib, rate, least, most) in [(8, 256, 100, 15, 40), (32, 64, 25, 45, 120)] {
         let mut world = crowd(seed(1), readers, mib * MIB, mbit(rate));
         world.run(60 * SECOND);
-        let mut ages: Vec<u64> = world.hosts[1..].iter().flat_map(|host| &host.count.state_ages).copied().collect();
-        ages.sort_unstable();
-        let median = ages[ages.len() / 2] / MS;
+        let median = state_ages(&world).percentile(50);
         assert!((least..=most).contains(&median), "{readers} readers: a STATE takes {median} ms");
     }
 }
@@ -500,9 +505,7 @@ fn probe() {
             |f: fn(&host::Count) -> u64| world.hosts[1..].iter().map(|h| f(&h.count)).sum::<u64>() as f64 / n as f64;
         let counters: Vec<_> =
             world.hosts.iter().filter_map(|h| h.node.as_ref()).map(|n| n.counters().clone()).collect();
-        let mut ages: Vec<u64> = world.hosts[1..].iter().flat_map(|h| &h.count.state_ages).copied().collect();
-        ages.sort_unstable();
-        ages.extend(ages.is_empty().then_some(0));
+        let ages = state_ages(&world);
         println!(
             "T {last:.3} s, {:.3} x ideal, mean {:.3}; egress {:.3} copies, {:.3} with headers; first {:.0} ms; links {:.1}, state {}, offer {} accept {} decline {} abort {} want {} stalled {} starved {}; control {:.2} %, wire {:.3}, wasted {:.4}, lost {:.1}; STATE late by {:?} ms (10, 50, 90, 99 %); {:.1} s of clock",
             last / ideal,
@@ -523,7 +526,7 @@ fn probe() {
             sum(|c| c.wire_sent) / (mib * MIB) as f64,
             sum(|c| c.wasted) / (mib * MIB) as f64,
             sum(|c| c.dropped_pieces),
-            [10, 50, 90, 99].map(|part| ages[(ages.len() - 1) * part / 100] / MS),
+            [10, 50, 90, 99].map(|part| ages.percentile(part)),
             clock.elapsed().as_secs_f64()
         );
     }

@@ -10,12 +10,14 @@ use super::bits::Bits;
 use super::link::by_chunk;
 use super::policy::WHOLE;
 use super::{JoinAim, LinkId, Node, Output, Time};
-use crate::chunk::{ChunkId, Run};
+use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
 use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
 use crate::wire::frame::{Frame, MAX_STATE_RUNS, NodeId, State};
 
 /// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
+/// Blocks between two positions that let one serve the other: half a cache of eight chunks.
+const NEAR: u64 = 4 * BLOCKS_PER_CHUNK as u64;
 const FIRST_JOIN: u64 = 100_000;
 const LAST_JOIN: u64 = 2_000_000;
 /// Chunks of which everything is told in each report, and how often it is told of more: a cache full of small files has
@@ -26,6 +28,13 @@ const FULL_REPORT: u64 = 2_000_000;
 const HEAD_PAUSE: u64 = 100_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
 const MAX_ORIGINS: usize = 32;
+/// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
+/// little to tell.
+const MEASURED: u64 = 300_000;
+const RISING: u64 = 50_000;
+const FAST: u64 = 5_000_000;
+/// What an origin sent within this may be nobody else's yet: whoever got it says more often that it lives.
+const SERVED: u64 = 1_000_000;
 /// A connection that is not greeted by then is given up.
 const GREETING: u64 = 3_000_000;
 /// A greeting needs no longer than this, even through the queue of a busy switch port.
@@ -87,6 +96,7 @@ pub struct Gossip {
     origins: Told,
     /// Blocks of the window that were missing when origins were told of it, and when they were last told everything.
     reported_blocks: u32,
+    last_report: Time,
     last_full: Time,
     dirty: bool,
     /// Origins were not told of the last change yet: they are told less often.
@@ -117,6 +127,7 @@ impl Gossip {
             neighbours: Told::default(),
             origins: Told::default(),
             reported_blocks: 0,
+            last_report: now,
             last_full: now,
             dirty: false,
             report_owed: false,
@@ -166,6 +177,10 @@ impl Gossip {
 
     pub fn count_sent(&mut self, bytes: u64) {
         self.sent += bytes;
+    }
+
+    pub fn receive_rate(&self) -> u64 {
+        self.receive_rate
     }
 
     /// Bytes a second that this node moves, in the busier direction; 0 before it was measured.
@@ -275,15 +290,16 @@ impl Node {
     /// much: they note what they offered before it is accepted, and must not be wrong about it for long. (With changes
     /// alone 32 readers of 16 MiB took 1.20 instead of 1.14 x ideal.)
     fn report(&mut self) {
-        let ids = self.told_links(true);
-        let Some(last) = ids.iter().map(|id| self.links[id].last_told).min() else { return };
+        if self.told_links(true).is_empty() {
+            return;
+        }
         let known = &self.gossip.origins.window;
         let urgent = known.is_empty() != self.requests.window().is_empty();
         // A reader so fast that it runs through its window between two reports makes them more often: an origin offers
         // nothing beyond the window that it knows.
         let left = self.missing_in(known);
         let ends = left < self.gossip.reported_blocks / 2 && left < self.missing_in(self.requests.window());
-        if !urgent && !ends && self.now.since(last) < self.policy.report {
+        if !urgent && !ends && self.now.since(self.gossip.last_report) < self.policy.report {
             self.gossip.report_owed = true;
             return;
         }
@@ -291,6 +307,7 @@ impl Node {
     }
 
     fn report_now(&mut self, full: bool) {
+        self.gossip.last_report = self.now;
         self.gossip.reported_blocks = self.missing_in(self.requests.window());
         let mut state = self.blank_state(false);
         let said = self.gossip.origins.tell(self.requests.window(), &mut state);
@@ -338,6 +355,9 @@ impl Node {
     /// Measures rates, ends silent links, keeps quiet ones alive.
     pub(super) fn check_links(&mut self) {
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        // Neighbours know the rate that they were told, and speak as often as that wants it.
+        let told_rate = if self.me.origin { self.gossip.rate() } else { self.gossip.receive_rate };
+        let hush = self.policy.hush(told_rate);
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
             if !link.greeted {
@@ -355,16 +375,30 @@ impl Node {
             }
             link.active = active;
             let (silence, keepalive) = if active {
-                (self.policy.silence, self.policy.keepalive)
+                (self.policy.silence, self.policy.keepalive(self.gossip.rate().max(link.rate)))
             } else {
                 (self.policy.silence_idle, self.policy.keepalive_idle)
             };
             let heard = if active { link.last_heard.max(link.active_since) } else { link.last_heard };
-            let silent = self.now.since(heard) > silence;
+            let silent = self.now.since(heard);
+            // A reader reports to an origin less often than it speaks to others, except while it gets blocks from it: only
+            // those may be nobody else's yet.
+            let lately = |at: Time| self.now.since(at) < SERVED;
+            let rests = link.origin && !lately(link.last_data);
+            let keepalive = if rests { keepalive.max(2 * self.policy.report) } else { keepalive };
+            let served = link.last_served.is_some_and(lately);
+            let ignores = link.offers.first().is_some_and(|offer| self.now.since(offer.made) > hush);
+            let watched = !link.origin && (!self.me.origin || served || ignores);
+            let hushes = active && watched && !link.hushed && silent > hush;
             let quiet = self.now.since(link.last_told) >= keepalive;
-            if silent {
+            if silent > silence {
                 self.close_link(id);
-            } else if quiet {
+                continue;
+            }
+            if hushes {
+                self.hush_link(id);
+            }
+            if quiet {
                 self.keep_alive(id);
             }
         }
@@ -393,7 +427,16 @@ impl Node {
 
     pub(super) fn measure(&mut self) {
         let elapsed = self.now.since(self.gossip.measured);
-        if elapsed < 300_000 {
+        if elapsed < RISING {
+            return;
+        }
+        if elapsed < MEASURED {
+            // Pieces are short until the rate is known: that it rises must be seen soon on a fast link. (What was sent may not
+            // have left the kernel yet.)
+            let received = self.gossip.received * 1_000_000 / elapsed;
+            if received >= FAST && received > 2 * self.gossip.receive_rate {
+                self.gossip.receive_rate = received;
+            }
             return;
         }
         let smooth = |old: u64, bytes: u64| {
@@ -573,17 +616,22 @@ impl Node {
         self.gossip.known.keys().copied()
     }
 
-    /// Random neighbours of mine, for somebody who is new, and the origin, in case it has not found that by itself.
-    fn some_peers(&mut self, not: NodeId, at: SocketAddr, count: usize) -> Vec<Peer> {
+    /// Random neighbours of mine, for somebody who is new, those first that may have what it is
+    /// at; and the origin, in case it has not found that by itself.
+    fn some_peers(&mut self, not: NodeId, at: SocketAddr, position: u64, count: usize) -> Vec<Peer> {
         let peer = |link: &super::Link| Peer { node: link.peer, addr: link.addr };
         // Another host would find itself at this one's loopback.
         let of_use = |link: &&super::Link| {
             link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback())
         };
         let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
-        let peers = self.links.values().filter(of_use).filter(|link| !link.origin).map(peer);
-        let peers = self.rng.choose_multiple(peers, count.saturating_sub(origin.is_some() as usize));
-        origin.into_iter().chain(peers).collect()
+        let count = count.saturating_sub(origin.is_some() as usize);
+        let near = |link: &super::Link| link.position.abs_diff(position) <= NEAR;
+        let peers = self.links.values().filter(of_use).filter(|link| !link.origin && !link.hushed);
+        let (mut peers, mut far): (Vec<&super::Link>, Vec<&super::Link>) = peers.partition(|link| near(link));
+        self.rng.shuffle(&mut peers);
+        self.rng.shuffle(&mut far);
+        origin.into_iter().chain(peers.into_iter().chain(far).take(count).map(peer)).collect()
     }
 
     /// An origin introduces whoever greets it to others.
@@ -596,7 +644,8 @@ impl Node {
     pub(super) fn on_ask(&mut self, id: LinkId, count: u8) {
         let Some(link) = self.links.get(&id) else { return };
         let (peer, addr) = (link.peer, link.addr);
-        let peers = self.some_peers(peer, addr, (count as usize).min(MAX_PEERS));
+        let position = link.position;
+        let peers = self.some_peers(peer, addr, position, (count as usize).min(MAX_PEERS));
         self.send(id, Frame::Peers(peers));
     }
 
@@ -612,7 +661,7 @@ impl Node {
         }
         let mut to = from;
         to.set_port(join.port);
-        let peers = self.some_peers(join.node, from, self.policy.links.min(MAX_PEERS));
+        let peers = self.some_peers(join.node, from, join.position, self.policy.links.min(MAX_PEERS));
         self.out.push_back(Output::Welcome { to, peers });
     }
 

@@ -1,5 +1,6 @@
 //! What a node knows of one neighbour: its window, what it has or awaits, what is under way between the two.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
@@ -56,6 +57,8 @@ pub struct Link {
     pub window: VecDeque<Run>,
     /// What it has or awaits.
     taken: BTreeMap<ChunkId, Bits>,
+    /// How far it is, as long as neither of the two has changed: every free slot asks for it.
+    progress: Cell<Option<u64>>,
     pub position: u64,
     /// Transfers, in eighths of a piece, that it would accept beyond the offers it has not answered.
     pub room: i32,
@@ -75,6 +78,10 @@ pub struct Link {
     /// Whether either side wants something, and since when.
     pub active: bool,
     pub active_since: Time,
+    /// It has been silent for so long that what it has does not count until it speaks.
+    pub hushed: bool,
+    /// When it was last sent bytes of blocks.
+    pub last_served: Option<Time>,
     pub record: Record,
 }
 
@@ -90,6 +97,7 @@ impl Link {
             known: false,
             window: VecDeque::new(),
             taken: BTreeMap::new(),
+            progress: Cell::new(None),
             position: 0,
             room: 0,
             rate: 0,
@@ -103,6 +111,8 @@ impl Link {
             told: false,
             active: false,
             active_since: now,
+            hushed: false,
+            last_served: None,
             record: Record::default(),
         }
     }
@@ -141,9 +151,10 @@ impl Link {
 
     /// How far it is: blocks that it has or awaits, counted from the number line's start.
     pub fn progress(&self) -> u64 {
-        self.position.saturating_add(
-            self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>(),
-        )
+        let count = || self.wants().map(|(chunk, range)| self.taken(chunk).and(&range).count() as u64).sum::<u64>();
+        let progress = self.progress.get().unwrap_or_else(|| self.position.saturating_add(count()));
+        self.progress.set(Some(progress));
+        progress
     }
 }
 
@@ -176,8 +187,8 @@ impl Node {
     /// A link is gone: what it held, owed and was owed is free again.
     pub(super) fn forget_link(&mut self, id: LinkId) {
         let Some(link) = self.links.remove(&id) else { return };
-        for (chunk, bits) in &link.taken {
-            self.provide.uncount(*chunk, *bits);
+        if !link.hushed {
+            self.provide.uncount_all(&link.taken);
         }
         self.ready.remove(&id);
         self.free_slot(id);
@@ -203,8 +214,11 @@ impl Node {
         }
         let known = link.taken.entry(chunk).or_default();
         let fresh = bits.minus(known);
+        link.progress.set(None);
         *known = known.or(&bits);
-        self.provide.count(chunk, fresh);
+        if !link.hushed {
+            self.provide.count(chunk, fresh);
+        }
     }
 
     pub(super) fn note_lost(&mut self, id: LinkId, run: Run) {
@@ -217,11 +231,42 @@ impl Node {
         let Some(link) = self.links.get_mut(&id) else { return };
         let Some(known) = link.taken.get_mut(&chunk) else { return };
         let gone = known.and(&bits);
+        link.progress.set(None);
         *known = known.minus(&bits);
         if known.is_empty() {
             link.taken.remove(&chunk);
         }
-        self.provide.uncount(chunk, gone);
+        if !link.hushed {
+            self.provide.uncount(chunk, gone);
+        }
+    }
+
+    /// Nothing was heard of a neighbour for longer than it may be silent. It may have lost its power: what it owes is asked
+    /// for elsewhere, what it was offered is free, and what only it had is nobody's. The link stays: if it speaks again,
+    /// little is lost.
+    pub(super) fn hush_link(&mut self, id: LinkId) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.hushed = true;
+        let offers = std::mem::take(&mut link.offers);
+        self.provide.uncount_all(&link.taken);
+        if self.me.origin {
+            for run in offers.into_iter().flat_map(|offer| offer.runs) {
+                self.note_lost(id, run);
+            }
+        }
+        self.give_downloads_up(id);
+        self.refill = true;
+    }
+
+    /// Something came over a link.
+    pub(super) fn heard(&mut self, id: LinkId) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.last_heard = self.now;
+        if std::mem::take(&mut link.hushed) {
+            for (chunk, bits) in &link.taken {
+                self.provide.count(*chunk, *bits);
+            }
+        }
     }
 
     pub(super) fn on_hello(&mut self, id: LinkId, hello: Hello) {
@@ -263,12 +308,10 @@ impl Node {
 
     pub(super) fn on_state(&mut self, id: LinkId, state: State) {
         let Some(link) = self.links.get_mut(&id) else { return };
+        link.progress.set(None);
         if state.full {
             link.window.clear();
-            let known = std::mem::take(&mut link.taken);
-            for (chunk, bits) in known {
-                self.provide.uncount(chunk, bits);
-            }
+            self.provide.uncount_all(&std::mem::take(&mut link.taken));
         }
         let Some(link) = self.links.get_mut(&id) else { return };
         for _ in 0..state.dropped {

@@ -19,9 +19,12 @@ pub struct Policy {
     /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. At 5 ms the
     /// acknowledgements of their frames would eat a slow uplink.
     pub coalesce: [u64; 3],
+    /// Bytes that a link's kernel queue may hold unsent, below 480 Mbit/s and above.
+    pub unsent: [u32; 2],
     /// Uploads of whole pieces at once over all links, and offers and accepted transfers ahead of them.
     pub uploads: usize,
-    pub uploads_ahead: usize,
+    /// Those ahead: below 40 Mbit/s, where an answer takes longest, below 480 Mbit/s, above.
+    pub uploads_ahead: [usize; 3],
     /// The same of an origin: more in parallel makes every piece at the front late for everybody.
     pub origin_uploads: usize,
     pub origin_ahead: usize,
@@ -35,6 +38,11 @@ pub struct Policy {
     pub downloads: usize,
     pub downloads_extra: usize,
     pub downloads_origin: usize,
+    /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
+    /// laggard then. Only the benches ask for it, to show that the simulator shows it.
+    pub herd: bool,
+    /// Chunks that a node keeps longer than others, each node others, so that whoever comes late finds them.
+    pub pinned: usize,
     /// Links a node keeps to other readers.
     pub links: usize,
     /// Pieces at the front of a window that go before rarer ones.
@@ -49,10 +57,14 @@ pub struct Policy {
     pub pulls: usize,
     /// A link that is in use and silent for this long is dead.
     pub silence: u64,
+    /// One that is silent for this long is counted on for nothing until it speaks again: below 40 Mbit/s, below 480
+    /// Mbit/s, above. A window is read in less than it takes to call a link dead, and what only that neighbour had stops
+    /// everybody.
+    pub hush: [u64; 3],
     /// The same of a link that nobody uses.
     pub silence_idle: u64,
     /// A STATE at least this often over a link in use, and over one that is not.
-    pub keepalive: u64,
+    pub keepalive: [u64; 3],
     pub keepalive_idle: u64,
     /// How often a reader reports to an origin; faster costs the origin's uplink 1 - 2 %.
     pub report: u64,
@@ -73,16 +85,19 @@ impl Policy {
             window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
             most_piece: 32,
             coalesce: [25 * MS, 10 * MS, 5 * MS],
+            unsent: [16 * 1024, 128 * 1024],
             uploads: 4,
-            uploads_ahead: 8,
+            uploads_ahead: [12, 8, 8],
             origin_uploads: 4,
             origin_ahead: 3,
             slots: None,
             upload: None,
-            per_link: 2,
+            per_link: 1,
             downloads: 16,
             downloads_extra: 4,
             downloads_origin: 2,
+            herd: false,
+            pinned: 2,
             links: 16,
             urgent: 2,
             sample: 4,
@@ -90,8 +105,9 @@ impl Policy {
             starve_idle: 50 * MS,
             pulls: 16,
             silence: 1_000 * MS,
+            hush: [600 * MS, 400 * MS, 200 * MS],
             silence_idle: 30_000 * MS,
-            keepalive: 300 * MS,
+            keepalive: [300 * MS, 100 * MS, 60 * MS],
             keepalive_idle: 10_000 * MS,
             report: 200 * MS,
             tick: 5 * MS,
@@ -144,17 +160,36 @@ impl Policy {
     /// Bytes that a link's kernel queue may hold unsent: control waits behind them, about a millisecond; on a fast link
     /// fewer would cost a wake-up for every few blocks.
     pub fn unsent(&self, rate: u64) -> u32 {
-        if rate < 60_000_000 { 16 * 1024 } else { 512 * 1024 }
+        let [slow, fast] = self.unsent;
+        if rate < 60_000_000 { slow } else { fast }
     }
 
     /// How long changes are gathered at a rate in bytes a second.
     pub fn coalesce(&self, rate: u64) -> u64 {
-        let [slow, common, fast] = self.coalesce;
-        match rate {
-            0..5_000_000 => slow,
-            5_000_000..60_000_000 => common,
-            _ => fast,
-        }
+        by_rate(self.coalesce, rate)
+    }
+
+    /// Offers and accepted transfers ahead of those being sent at a rate in bytes a second.
+    pub fn ahead(&self, rate: u64) -> usize {
+        by_rate(self.uploads_ahead, rate)
+    }
+
+    /// How long a node in use is silent at the most at a rate in bytes a second: a third of what is noticed.
+    pub fn keepalive(&self, rate: u64) -> u64 {
+        by_rate(self.keepalive, rate)
+    }
+
+    /// How long a neighbour may be silent at a rate in bytes a second before nothing is expected of it.
+    pub fn hush(&self, rate: u64) -> u64 {
+        by_rate(self.hush, rate)
+    }
+}
+
+fn by_rate<T>([slow, common, fast]: [T; 3], rate: u64) -> T {
+    match rate {
+        0..5_000_000 => slow,
+        5_000_000..60_000_000 => common,
+        _ => fast,
     }
 }
 

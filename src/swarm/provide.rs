@@ -24,6 +24,8 @@ const FAST: u64 = 60_000_000;
 pub const PREPARING: usize = 4;
 /// Transfers that one neighbour may pull at once.
 const PULLED: usize = 32;
+/// Transfers to all neighbours at once, beyond which nothing can be pulled.
+const MOST_UPLOADS: usize = 96;
 /// Headers that one neighbour may wait for.
 const HEADER_WAITS: usize = 64;
 /// A first copy so young may still be on its way to whoever starves for it.
@@ -102,6 +104,10 @@ impl Provide {
         }
     }
 
+    pub fn uncount_all(&mut self, taken: &BTreeMap<ChunkId, Bits>) {
+        taken.iter().for_each(|(chunk, bits)| self.uncount(*chunk, *bits));
+    }
+
     /// Takes a slot for a neighbour, if there is one.
     fn may_send(&mut self, id: LinkId, slots: Option<usize>) -> bool {
         let Some(slots) = slots else { return true };
@@ -144,7 +150,7 @@ impl Node {
         let limit = if self.me.origin {
             self.policy.origin_uploads + self.policy.origin_ahead
         } else {
-            self.policy.uploads + self.policy.uploads_ahead
+            self.policy.uploads + self.policy.ahead(self.gossip.rate())
         };
         let limit = self.policy.most_queued(limit) * WHOLE;
         loop {
@@ -153,7 +159,7 @@ impl Node {
                 link.greeted && link.known && !link.origin && !link.window.is_empty() && !link.is_doubted(now)
             };
             let (mut queued, mut takers) = (0, 0usize);
-            for link in self.links.values() {
+            for link in self.links.values().filter(|link| !link.hushed) {
                 // An origin's first copies do not wait for pulls: each link's share of its uplink is TCP's to decide.
                 queued += if self.me.origin { link.offered() } else { link.queue() };
                 takers += open(link) as usize;
@@ -198,7 +204,7 @@ impl Node {
                 continue;
             }
             // In steps of 256 KiB, ties at random: maps are late, and all would push at the same laggard.
-            let progress = link.progress() / 8;
+            let progress = if self.policy.herd { link.position } else { link.progress() / 8 };
             if best.is_some_and(|(least, ..)| progress > least) {
                 continue;
             }
@@ -220,7 +226,7 @@ impl Node {
 
     /// Blocks of a chunk that are here or will surely come.
     pub(super) fn offerable(&self, chunk: ChunkId) -> Bits {
-        self.store.taken(chunk).minus(&self.requests.unanswered(chunk))
+        self.store.taken(chunk).minus(&self.requests.uncertain(chunk))
     }
 
     fn candidates(&mut self, id: LinkId) -> Vec<Run> {
@@ -274,7 +280,6 @@ impl Node {
             self.links.values().filter(|l| l.greeted && l.known && !l.window.is_empty()).map(|l| l.rate).collect();
         rates.sort_unstable();
         let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
-        let steady = self.now.since(self.started) > 1_000_000;
         let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
         let mut unread: Option<(u64, SegmentId)> = None;
         for (id, link) in &self.links {
@@ -287,7 +292,7 @@ impl Node {
                 continue;
             }
             // First copies go to who can pass them on: not to one at under half of what the others do.
-            if steady && link.rate * 2 < median {
+            if link.rate > 0 && link.rate * 2 < median {
                 continue;
             }
             let Some((distance, run)) = self.first_unsent(link, piece) else { continue };
@@ -485,7 +490,7 @@ impl Node {
             };
         }
         let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
-        let full = link.uploads.len() >= PULLED || queued >= 8 * (self.policy.uploads + self.policy.uploads_ahead);
+        let full = link.uploads.len() >= PULLED || queued >= MOST_UPLOADS;
         if full || !self.can_source(run, 0) || (self.me.origin && self.comes_from_others(id, run, starving)) {
             if let Some((reason, _)) = self.provide.failed.get(&run.object).copied() {
                 self.send(id, Frame::Gone { object: run.object, reason });
@@ -696,6 +701,7 @@ impl Node {
             }
         }
         if let Some(transmit) = &found {
+            link.last_served = Some(self.now);
             self.gossip.count_sent(transmit.len as u64);
         }
         found

@@ -3,7 +3,7 @@
 //! Readers hand down windows; neighbours offer out of them and this node accepts. Only what no offer will bring soon is
 //! pulled: a random reader's block, the very first block, and blocks that every neighbour lacks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
 use super::keep::Chunk;
@@ -67,6 +67,11 @@ pub struct Requests {
     position: u64,
     demands: Vec<Demand>,
     downloads: Vec<Download>,
+    /// Blocks that were awaited in vain and are not here yet. They are neither told nor offered before they are: else, when
+    /// a source is lost, those who waited for it take each other's word for having another, and pass that on for ever.
+    lost: BTreeMap<ChunkId, Bits>,
+    /// Chunks that this node keeps longer than others, so that together its likes have all of a file for who is late.
+    pinned: VecDeque<ChunkId>,
     headers: BTreeMap<SegmentId, (LinkId, Time)>,
     refused: BTreeMap<(LinkId, SegmentId), Time>,
     next_want: u32,
@@ -106,14 +111,25 @@ impl Requests {
         })
     }
 
-    /// Blocks of a chunk that were asked for without an answer yet. They must not be told or offered to others: if all who
-    /// ask for a block say that it comes, everybody thinks that the others have it, and its source sends it to nobody.
-    pub fn unanswered(&self, chunk: ChunkId) -> Bits {
+    /// Blocks of a chunk that may not come although they are awaited: they were asked for without an answer yet, or lost
+    /// before. They must not be told or offered to others: if all who ask for a block say that it comes, everybody thinks
+    /// that the others have it, and its source sends it to nobody.
+    pub fn uncertain(&self, chunk: ChunkId) -> Bits {
         let asked = self.downloads.iter().filter(|d| d.unanswered());
-        asked
-            .flat_map(|d| by_chunk(d.run))
-            .filter(|(of, _)| *of == chunk)
-            .fold(Bits::EMPTY, |all, (_, bits)| all.or(&bits))
+        let lost = self.lost.get(&chunk).copied().unwrap_or_default();
+        asked.flat_map(|d| by_chunk(d.run)).filter(|(of, _)| *of == chunk).fold(lost, |all, (_, bits)| all.or(&bits))
+    }
+
+    /// A block is here that may have been lost before; whether it was.
+    fn found(&mut self, block: BlockId) -> bool {
+        let chunk = block.chunk();
+        let Some(lost) = self.lost.get_mut(&chunk) else { return false };
+        let found = lost.get(block.index % BLOCKS_PER_CHUNK);
+        *lost = lost.minus(&Bits::range(block.index % BLOCKS_PER_CHUNK, block.index % BLOCKS_PER_CHUNK + 1));
+        if lost.is_empty() {
+            self.lost.remove(&chunk);
+        }
+        found
     }
 
     /// How many downloads ever began.
@@ -287,6 +303,8 @@ impl Node {
         let piece = self.policy.piece(self.gossip.rate());
         let urgent_end =
             self.requests.window.first().map(|run| (run.object, run.first.saturating_add(self.policy.urgent * piece)));
+        // Whoever receives slowly takes no more at once than is soon there: others wait for it, too.
+        let longest = self.policy.piece(self.gossip.receive_rate());
         let mut best: Option<(u32, Run)> = None;
         for run in runs {
             let chunk = BlockId { object: run.object, index: run.first }.chunk();
@@ -296,6 +314,7 @@ impl Node {
                 continue;
             };
             let end = needed.run_end(first).min(run.end() - start);
+            let end = end.min((first / longest + 1) * longest);
             let run = Run { object: run.object, first: start + first, count: end - first };
             let urgent = urgent_end.is_some_and(|(object, end)| object == run.object && run.first < end);
             let rank = if urgent { 0 } else { 1 + self.provide.copies(chunk, first) as u32 };
@@ -317,6 +336,21 @@ impl Node {
         self.refill = true;
     }
 
+    /// Keeps a chunk for whoever comes late, if it is one of this node's: some of a file's chunks, chosen by its name.
+    fn pin(&mut self, chunk: ChunkId, blocks: u32) {
+        let most = self.policy.pinned as u32;
+        let room = self.policy.budget_blocks >= self.policy.window_blocks + (2 + most) * BLOCKS_PER_CHUNK;
+        let every = blocks.div_ceil(BLOCKS_PER_CHUNK).div_ceil(most.max(1)).max(1);
+        let mine = chunk.index % every == (self.me.node.0 % every as u64) as u32;
+        if !room || !mine || most == 0 || self.requests.pinned.contains(&chunk) {
+            return;
+        }
+        self.requests.pinned.push_back(chunk);
+        if self.requests.pinned.len() > self.policy.pinned {
+            self.requests.pinned.pop_front();
+        }
+    }
+
     /// Reserves memory for a run inside one segment, for one of the demands or for a window, and expects it. False if
     /// there is no room.
     fn begin_download(&mut self, link: LinkId, transfer: u32, run: Run, demand: Option<usize>) -> bool {
@@ -332,8 +366,9 @@ impl Node {
         if !self.reserve(segment, segment_bits(run), whole, demand) {
             return false;
         }
+        self.pin(segment.chunk(), blocks);
         if transfer & WANTED == 0 {
-            self.tell_taken(run);
+            self.tell_awaited(run);
         }
         let now = self.now;
         let number = self.requests.begun;
@@ -360,12 +395,16 @@ impl Node {
                 && !links.values().any(|link| link.uploads.iter().any(|upload| touches(chunk, &upload.run)))
         };
         let unkept = |chunk: &ChunkId| requests.kept.binary_search(chunk).is_err() && is_free(chunk, &requests.demands);
-        let mut reserved = self.store.reserve(segment, bits, whole, unkept, &mut dropped);
+        let unpinned = |chunk: &ChunkId| !requests.pinned.contains(chunk) && unkept(chunk);
+        let mut reserved = self.store.reserve(segment, bits, whole, unpinned, &mut dropped)
+            || self.store.reserve(segment, bits, whole, unkept, &mut dropped);
         if let (false, Some(demand)) = (reserved, demand) {
             let older = &requests.demands[..requests.demands.len().min(demand + 1)];
             reserved = self.store.reserve(segment, bits, whole, |chunk| is_free(chunk, older), &mut dropped);
         }
         for (chunk, held) in dropped {
+            self.requests.lost.remove(&chunk);
+            self.requests.pinned.retain(|pinned| *pinned != chunk);
             self.requests.headers.retain(|segment, _| segment.chunk() != chunk);
             self.refuse_header_waits(|segment| segment.chunk() == chunk);
             self.requests.window_lost |= self.requests.kept.binary_search(&chunk).is_ok();
@@ -416,9 +455,16 @@ impl Node {
             // Dropped while its header was on the way.
             return self.out.push_back(Output::Drop { chunk: segment.chunk() });
         };
-        if fresh != 0 {
-            let mut bits = Bits::EMPTY;
-            bits.set_segment(segment.index % crate::chunk::SEGMENTS_PER_CHUNK, fresh);
+        let index = segment.index % crate::chunk::SEGMENTS_PER_CHUNK;
+        let mut bits = Bits::EMPTY;
+        bits.set_segment(index, fresh);
+        if let Some(lost) = self.requests.lost.get_mut(&segment.chunk()) {
+            let mut zeros = Bits::EMPTY;
+            zeros.set_segment(index, zero);
+            bits = bits.or(&lost.and(&zeros));
+            *lost = lost.minus(&zeros);
+        }
+        if !bits.is_empty() {
             self.gossip.note_taken(segment.chunk(), bits);
         }
         self.finish_downloads(|run| segment_of(*run) == segment);
@@ -432,11 +478,11 @@ impl Node {
 
     pub(super) fn on_progress(&mut self, id: LinkId, transfer: u32, bytes: u32) {
         self.gossip.count_received(bytes as u64);
-        if let Some(link) = self.links.get_mut(&id) {
-            link.last_heard = self.now;
-            link.last_data = self.now;
-        }
+        self.heard(id);
         let now = self.now;
+        if let Some(link) = self.links.get_mut(&id) {
+            link.last_data = now;
+        }
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
             let answered = download.unanswered();
             download.last = now;
@@ -446,7 +492,7 @@ impl Node {
             download.started = true;
             let run = download.run;
             if answered {
-                self.tell_taken(run);
+                self.tell_awaited(run);
             }
         }
     }
@@ -463,6 +509,9 @@ impl Node {
         self.store.touch(block.chunk());
         if fresh {
             self.note_good_block(id);
+            if self.requests.found(block) {
+                self.tell_taken(Run { object: block.object, first: block.index, count: 1 });
+            }
             let same = |d: &&mut Download| d.link == id && d.transfer == transfer;
             if let Some(download) = self.requests.downloads.iter_mut().find(same) {
                 download.advanced = self.now;
@@ -516,6 +565,8 @@ impl Node {
         for (chunk, range) in by_chunk(run) {
             let missing = range.minus(&self.store.get(chunk).map_or(Bits::EMPTY, |held| held.have));
             self.tell_lost(chunk, missing);
+            let lost = self.requests.lost.entry(chunk).or_default();
+            *lost = lost.or(&missing);
         }
         self.store.release(segment_of(run), segment_bits(run));
         let segment = segment_of(run);
@@ -527,12 +578,30 @@ impl Node {
         self.refill = true;
     }
 
+    /// A link has ended.
     pub(super) fn drop_downloads_of(&mut self, id: LinkId) {
+        self.drop_downloads(id, false);
+    }
+
+    /// A link is silent: if it still lives, it is to stop what nobody waits for any more.
+    pub(super) fn give_downloads_up(&mut self, id: LinkId) {
+        self.drop_downloads(id, true);
+    }
+
+    /// Tells of what was just begun to be awaited, but for what was lost once.
+    fn tell_awaited(&mut self, run: Run) {
+        for (chunk, bits) in by_chunk(run) {
+            let lost = self.requests.lost.get(&chunk).copied().unwrap_or_default();
+            self.gossip.note_taken(chunk, bits.minus(&lost));
+        }
+    }
+
+    fn drop_downloads(&mut self, id: LinkId, tell: bool) {
         let (gone, kept) = self.requests.downloads.drain(..).partition(|download| download.link == id);
         self.requests.downloads = kept;
         let gone: Vec<Download> = gone;
         for download in gone {
-            self.drop_download(download, false);
+            self.drop_download(download, tell);
         }
         let lost: Vec<SegmentId> =
             self.requests.headers.iter().filter(|(_, (link, _))| *link == id).map(|(segment, _)| *segment).collect();

@@ -126,6 +126,70 @@ fn a_block_lost_and_awaited_anew_is_not_passed_on_by_the_old_offer() {
     }
 }
 
+/// Runs offered to a neighbour.
+fn offered(outputs: &[Output], to: LinkId) -> Vec<Run> {
+    let offers = outputs.iter().filter_map(|output| match output {
+        Output::Send { link, frame: Frame::Offer { runs, .. } } if *link == to => Some(runs),
+        _ => None,
+    });
+    offers.flatten().copied().collect()
+}
+
+/// A node died with the only copy of a block. Those who had waited for it accepted each other's offers of it, in turn and
+/// for seconds: each passed on that it was coming.
+#[test]
+fn a_block_that_did_not_come_is_not_passed_on_before_it_is_here() {
+    let mut bench = Bench::new();
+    let first = bench.link(2, false, vec![]);
+    let second = bench.link(3, false, vec![]);
+    let child = bench.link(4, false, vec![run(0, 1024)]);
+    bench.read_on();
+    let outputs = bench.frame(first, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
+    assert!(offered(&outputs, child).contains(&run(0, 2)), "{outputs:?}");
+    bench.frame(first, Frame::Abort { transfer: 7 });
+    for id in outputs.iter().filter_map(|output| match output {
+        Output::Send { frame: Frame::Offer { id, .. }, .. } => Some(*id),
+        _ => None,
+    }) {
+        bench.frame(child, Frame::Decline { id, reason: crate::wire::frame::Refusal::NotNeeded });
+    }
+    bench.frame(child, Frame::State(State { room: 64, ..State::default() }));
+    let mut outputs = bench.frame(second, Frame::Offer { id: 9, runs: vec![run(0, 2)] });
+    let accept = Output::Send { link: second, frame: Frame::Accept { id: 9, run: run(0, 2) } };
+    assert!(outputs.contains(&accept), "{outputs:?}");
+    outputs.extend(bench.wait(30_000));
+    assert_eq!((offered(&outputs, child), told(&outputs, child)), (vec![], vec![]));
+    let segment = SegmentId { object: ObjectId([1; 16]), index: 0 };
+    bench.give(Input::Header { segment, zero: 0 });
+    let block = BlockId { object: segment.object, index: 0 };
+    let mut outputs = bench.give(Input::Block { link: second, transfer: 9, block, good: true });
+    outputs.extend(bench.wait(30_000));
+    assert_eq!((offered(&outputs, child).first(), told(&outputs, child)), (Some(&run(0, 1)), vec![run(0, 1)]));
+}
+
+/// A window is read in less time than it takes to call a neighbour dead; what it owed stopped everybody.
+#[test]
+fn what_a_silent_neighbour_owes_is_taken_from_another_and_the_link_stays() {
+    let mut bench = Bench::new();
+    let silent = bench.link(2, false, vec![]);
+    let other = bench.link(3, false, vec![]);
+    bench.read_on();
+    bench.frame(silent, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
+    let mut outputs = Vec::new();
+    for _ in 0..7 {
+        outputs.extend(bench.wait(100_000));
+        outputs.extend(bench.frame(other, Frame::State(State::default())));
+    }
+    let cancel = Output::Send { link: silent, frame: Frame::Cancel { transfer: 7 } };
+    assert!(outputs.contains(&cancel), "{outputs:?}");
+    let outputs = bench.frame(other, Frame::Offer { id: 9, runs: vec![run(0, 2)] });
+    let accept = Output::Send { link: other, frame: Frame::Accept { id: 9, run: run(0, 2) } };
+    assert!(outputs.contains(&accept), "{outputs:?}");
+    let outputs = bench.frame(silent, Frame::Offer { id: 8, runs: vec![run(64, 2)] });
+    let accept = Output::Send { link: silent, frame: Frame::Accept { id: 8, run: run(64, 2) } };
+    assert!(outputs.contains(&accept), "it speaks again: {outputs:?}");
+}
+
 fn hash(number: u16) -> PageHash {
     let mut hash = [0; 32];
     hash[..2].copy_from_slice(&number.to_le_bytes());

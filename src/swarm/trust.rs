@@ -44,7 +44,7 @@ pub struct Trust {
 impl Link {
     /// Nothing is asked of it now. An origin is asked all the same: there may be no other.
     pub fn is_doubted(&self, now: Time) -> bool {
-        !self.origin && now < self.record.doubted_until
+        !self.origin && (self.hushed || now < self.record.doubted_until)
     }
 }
 

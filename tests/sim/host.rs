@@ -215,12 +215,43 @@ pub struct Count {
     pub wasted: u64,
     pub control_frames: BTreeMap<u8, u64>,
     pub control_bytes: u64,
-    /// Nanoseconds that each STATE was under way when it was read here.
-    pub state_ages: Vec<u64>,
+    pub state_ages: Ages,
     pub dropped_pieces: u64,
     pub gone: u64,
     pub pages_sent: u64,
     pub wrong: u64,
+}
+
+/// How long each STATE was under way when it was read here: counts by the millisecond, the last for all that were later.
+#[derive(Clone, Debug)]
+pub struct Ages(Box<[u32; 1000]>);
+
+impl Default for Ages {
+    fn default() -> Ages {
+        Ages(Box::new([0; 1000]))
+    }
+}
+
+impl Ages {
+    pub fn note(&mut self, nanos: u64) {
+        self.0[((nanos / super::MS) as usize).min(self.0.len() - 1)] += 1;
+    }
+
+    pub fn add(&mut self, other: &Ages) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(sum, count)| *sum += count);
+    }
+
+    /// Milliseconds that so many of a hundred took at the most.
+    pub fn percentile(&self, part: u64) -> u64 {
+        let all: u64 = self.0.iter().map(|count| *count as u64).sum();
+        let mut left = all * part / 100;
+        let reached = |count: &u32| {
+            let here = *count as u64 > left;
+            left = left.saturating_sub(*count as u64);
+            here
+        };
+        self.0.iter().position(reached).unwrap_or(0) as u64
+    }
 }
 
 /// What a paused process finds when it goes on.

@@ -21,7 +21,7 @@ pub mod net;
 pub mod tree;
 
 use host::{Backlog, Host, Incoming, Reader, Setup};
-use net::{ACK, Connection, End, LOW_WATER, Message, Piece, Wire};
+use net::{ACK, Connection, End, Message, Piece, Wire};
 use tree::Tree;
 
 pub const MS: u64 = 1_000_000;
@@ -313,7 +313,7 @@ impl World {
         self.connections[connection].ends[1 - side].host
     }
 
-    fn all_done(&self) -> bool {
+    pub fn all_done(&self) -> bool {
         let done = |host: &Host| host.origin || (host.node.is_none() && host.life > 0) || host.done();
         if self.hosts.get(self.laggard.get()).is_some_and(|host| !done(host)) {
             return false;

@@ -11,8 +11,6 @@ use swarmfs::chunk::{BlockId, SegmentId};
 use swarmfs::swarm::LinkId;
 use swarmfs::wire::head::PageHash;
 
-/// What a driver may have written and TCP not yet sent.
-pub const LOW_WATER: u32 = 16 * 1024;
 /// What goes through the queues in one piece: a DATA frame.
 const PIECE: u32 = 8 * 1024 + 20;
 /// Bytes of a segment that carry nothing: Ethernet, IP, TCP with timestamps. 1,514 bytes carry 1,448.

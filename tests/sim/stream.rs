@@ -68,7 +68,9 @@ impl World {
         let liar = self.hosts[host].setup.liar;
         let pipe = &mut self.connections[connection].pipes[side];
         let mut sent = false;
-        while pipe.unsent_bytes < LOW_WATER {
+        let Some(node) = &mut self.hosts[host].node else { return };
+        let low_water = node.unsent();
+        while pipe.unsent_bytes < low_water {
             if let Some((message, bytes)) = pipe.control.pop_front() {
                 pipe.write(message, bytes);
                 continue;
@@ -222,7 +224,7 @@ impl World {
             Message::Frame(bytes, written) => {
                 let (head, body) = bytes.split_first_chunk::<FRAME_HEADER>().expect("whole frames are sent");
                 if bytes[1] == 2 {
-                    self.hosts[host].count.state_ages.push(self.now - written);
+                    self.hosts[host].count.state_ages.note(self.now - written);
                 }
                 let frame = Prefix::parse(head).and_then(|prefix| prefix.frame(body));
                 let frame = frame.unwrap_or_else(|error| panic!("a node made a frame that is refused: {error}"));
