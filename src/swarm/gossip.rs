@@ -116,6 +116,7 @@ pub struct Gossip {
     measured: Time,
     receive_rate: u64,
     send_rate: u64,
+    best_rate: u64,
 }
 
 impl Gossip {
@@ -144,6 +145,7 @@ impl Gossip {
             measured: now,
             receive_rate: 0,
             send_rate: 0,
+            best_rate: 0,
         }
     }
 
@@ -186,6 +188,11 @@ impl Gossip {
     /// Bytes a second that this node moves, in the busier direction; 0 before it was measured.
     pub fn rate(&self) -> u64 {
         self.receive_rate.max(self.send_rate)
+    }
+
+    /// The best rate so far: what the network can do, also while everybody waits.
+    pub fn best_rate(&self) -> u64 {
+        self.best_rate
     }
 
     pub fn note_taken(&mut self, chunk: ChunkId, bits: Bits) {
@@ -445,6 +452,7 @@ impl Node {
         };
         self.gossip.receive_rate = smooth(self.gossip.receive_rate, self.gossip.received);
         self.gossip.send_rate = smooth(self.gossip.send_rate, self.gossip.sent);
+        self.gossip.best_rate = self.gossip.best_rate.max(self.gossip.rate());
         (self.gossip.received, self.gossip.sent) = (0, 0);
         self.gossip.measured = self.now;
     }

@@ -28,8 +28,6 @@ const PULLED: usize = 32;
 const MOST_UPLOADS: usize = 96;
 /// Headers that one neighbour may wait for.
 const HEADER_WAITS: usize = 64;
-/// A first copy so young may still be on its way to whoever starves for it.
-const FRESH: u64 = 500_000;
 /// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
 /// than anybody could pass them on.
 const MAX_SENT: usize = 4096;
@@ -120,17 +118,18 @@ impl Provide {
         may
     }
 
-    fn note_sent(&mut self, run: Run, now: Time) {
-        while self.sent.len() >= MAX_SENT || self.sent.front().is_some_and(|(sent, _)| now.since(*sent) >= FRESH) {
+    fn note_sent(&mut self, run: Run, now: Time, fresh: u64) {
+        let old = |sent: &(Time, Run)| now.since(sent.0) >= fresh;
+        while self.sent.len() >= MAX_SENT || self.sent.front().is_some_and(old) {
             self.sent.pop_front();
         }
         self.sent.push_back((now, run));
     }
 
-    /// Whether some of a run was sent so lately that it may still be on its way from neighbour to neighbour.
-    fn was_sent(&self, run: Run, now: Time) -> bool {
+    /// Whether some of a run was sent within `fresh`.
+    fn was_sent(&self, run: Run, now: Time, fresh: u64) -> bool {
         let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
-        self.sent.iter().any(|(at, sent)| now.since(*at) < FRESH && overlaps(sent))
+        self.sent.iter().any(|(at, sent)| now.since(*at) < fresh && overlaps(sent))
     }
 
     /// Neighbours that have or await a block.
@@ -314,7 +313,7 @@ impl Node {
         }
         let (_, _, _, id, run) = best?;
         self.read_ahead(id, run);
-        self.provide.note_sent(run, self.now);
+        self.provide.note_sent(run, self.now, self.fresh());
         Some((id, vec![run]))
     }
 
@@ -498,9 +497,13 @@ impl Node {
             return self.send(id, Frame::Abort { transfer });
         }
         if self.me.origin {
-            self.provide.note_sent(run, self.now);
+            self.provide.note_sent(run, self.now, self.fresh());
         }
         self.begin_upload(id, transfer, run, true);
+    }
+
+    fn fresh(&self) -> u64 {
+        self.policy.fresh(self.gossip.best_rate())
     }
 
     /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
@@ -509,7 +512,7 @@ impl Node {
         let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
         let copied = by_chunk(run)
             .any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block)));
-        copied && (!starving || self.provide.was_sent(run, self.now))
+        copied && (!starving || self.provide.was_sent(run, self.now, self.fresh()))
     }
 
     pub(super) fn on_cancel(&mut self, id: LinkId, transfer: u32) {

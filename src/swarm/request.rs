@@ -667,10 +667,10 @@ impl Node {
                 let offered = self.requests.in_window(chunk).get(run.first - chunk.first_block());
                 let waited = self.now.since(demand.since);
                 // Whoever jumps about is in no herd that a copy would serve.
-                let starving = !offered || waited >= self.policy.starve;
-                // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
                 let idle = self.requests.downloads.is_empty();
-                let patience = if idle { self.policy.starve_idle } else { self.policy.starve };
+                let starving = !offered || waited >= self.patience(idle);
+                // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
+                let patience = self.policy.patience(0, idle);
                 if offered && waited < patience {
                     continue;
                 }
@@ -716,8 +716,10 @@ impl Node {
                     };
                     self.requests.orphan = Some((block, since));
                     let idle = self.requests.downloads.is_empty();
-                    let patience = if idle { self.policy.starve_idle } else { self.policy.starve };
-                    if !self.requests.starving && self.now.since(since) < patience {
+                    let patience = self.patience(idle);
+                    // Whoever lives by pulls alone does not wait for each.
+                    let pulls_on = self.requests.starving && self.requests.downloads.len() == pulled;
+                    if !pulls_on && self.now.since(since) < patience {
                         return;
                     }
                     self.counters.starved += 1;
@@ -734,6 +736,12 @@ impl Node {
         if head {
             (self.requests.orphan, self.requests.starving) = (None, false);
         }
+    }
+
+    /// How long what is at no neighbour is left to them: whoever has none has nothing to wait for.
+    fn patience(&self, idle: bool) -> u64 {
+        let alone = !self.links.values().any(|link| link.greeted && !link.origin && !link.is_doubted(self.now));
+        self.policy.patience(if alone { 0 } else { self.gossip.best_rate() }, idle)
     }
 
     /// The stretches of a run that are neither here nor awaited, each inside one segment.
