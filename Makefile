@@ -18,7 +18,10 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || { unshare -Ur true 2>/dev/null && echo
 all:
 	cargo build --release --bin swarmfs $(if $(TARGET),--target $(TARGET))
 
-# One file that runs on any Linux of this machine's kind. Wants `rustup target add` for it and musl-tools.
+# One file that runs on any Linux of this machine's kind. Wants `rustup target add x86_64-unknown-linux-musl`, or that of
+# another kind.
+# What is C calls no C library that differs, so the usual compiler does; without a word cargo looks for musl-gcc.
+static: export CC_$(subst -,_,$(STATIC)) = $(CC)
 static:
 	$(MAKE) all TARGET=$(STATIC)
 	@echo target/$(STATIC)/release/swarmfs
@@ -78,6 +81,7 @@ install: all completions
 	sed 's|/usr/bin/|$(PREFIX)/bin/|' mount/swarmfs-serve@.service > "$(DESTDIR)$(UNITDIR)/swarmfs-serve@.service"
 	install -d "$(DESTDIR)$(PREFIX)/share/doc/swarmfs/examples"
 	install -m 644 $(EXAMPLES) "$(DESTDIR)$(PREFIX)/share/doc/swarmfs/examples"
+	install -m 644 README.md "$(DESTDIR)$(PREFIX)/share/doc/swarmfs"
 	install -D -m 644 target/completions/swarmfs.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/swarmfs"
 	install -D -m 644 target/completions/_swarmfs "$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_swarmfs"
 	install -D -m 644 target/completions/swarmfs.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swarmfs.fish"

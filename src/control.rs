@@ -56,6 +56,8 @@ pub struct Status {
     pub directory: Option<PathText>,
     /// Where the tree is mounted.
     pub mountpoint: Option<PathText>,
+    /// Why a mount that was made before its tree was found still looks for it; the rest is empty meanwhile.
+    pub waits: Option<String>,
     pub peers: Vec<Peer>,
     /// Chunks of which anything is held.
     pub chunks_held: u64,

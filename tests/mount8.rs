@@ -164,10 +164,89 @@ fn each_failure_has_its_exit_status_and_says_what_to_do() {
         kill(signal, child);
         assert_eq!(waiting.wait(SOON).code(), Some(status), "{signal}: {}", waiting.log());
     }
+    // 16: the table of mounts cannot be read.
+    let proc = "mount -t tmpfs none /proc && mkdir -p /proc/self/task/1";
+    let without = format!("{proc} && exec mount.swarmfs images: {MOUNT}");
+    must_end(
+        node,
+        &format!("exec unshare --mount sh -c '{without}'"),
+        16,
+        &["cannot read the table of mounts, /proc/self/mountinfo"],
+    );
     // 2: the system failed.
     let nothing = "mkdir /run/dev; mount --bind /run/dev /dev";
     must_end(node, &format!("{nothing}; mount.swarmfs images: {MOUNT}"), 2, &["there is no /dev/fuse"]);
     assert_eq!(mounts(node), []);
+}
+
+/// An automounter's daemon, as in the kernel's Documentation/filesystems/autofs.rst: it covers a directory, is told when
+/// somebody looks, mounts there and says that it is done. Its own process group, and no other, passes the cover.
+const AUTOMOUNTER: &str = r#"
+    use Fcntl;
+    $^F = 100;
+    my $dir = shift;
+    setpgrp(0, 0);
+    pipe(my $asked, my $tell);
+    my $options = "fd=" . fileno($tell) . ",pgrp=$$,minproto=5,maxproto=5,direct";
+    system("mount", "-i", "-t", "autofs", "-o", $options, "automounter", $dir) == 0 or exit 77;
+    close($tell);
+    sysopen(my $cover, $dir, O_RDONLY | O_DIRECTORY) or die "$dir: $!";
+    $| = 1;
+    print "covered
+";
+    while (sysread($asked, my $packet, 304)) {
+        my ($version, $type, $token) = unpack("iiI", $packet);
+        my $done = system("mount", $dir) == 0 ? 0x9360 : 0x9361;
+        ioctl($cover, $done, $token + 0) or die "ioctl: $!";
+    }
+"#;
+
+#[test]
+fn whoever_first_looks_at_an_automount_sees_the_tree() {
+    let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
+    let node = lab.host(1);
+    let autofs = std::fs::read_to_string("/proc/filesystems").unwrap().contains("\tautofs\n");
+    if !autofs || !sh(node, "command -v perl").status.success() {
+        return eprintln!("SKIPPED: this kernel has no autofs, or this host no perl to play its daemon");
+    }
+    let _origin = serve(&lab);
+    equip(node, &format!("images: {MOUNT} swarmfs noauto 0 0"));
+    let mut daemon = node.spawn("perl", &["-e", AUTOMOUNTER, MOUNT]);
+    let covered = wait_until(SOON, "the automounter is ready", || {
+        let ended = daemon.has_ended().map(|_| false);
+        ended.or_else(|| daemon.log().contains("covered").then_some(true))
+    });
+    if !covered {
+        assert!(std::env::var_os("CI").is_none(), "autofs cannot be mounted: {}", daemon.log());
+        return eprintln!("SKIPPED: autofs cannot be mounted here: {}", daemon.log());
+    }
+    assert_eq!(mounts(node), [("autofs".to_owned(), "automounter".to_owned())]);
+    let mut readers: Vec<Running> = (0..3).map(|_| node.spawn("cat", &[&format!("{MOUNT}/hello")])).collect();
+    for reader in &mut readers {
+        assert!(reader.wait(SOON).success(), "{}{}", reader.log(), daemon.log());
+        assert_eq!(reader.log(), "hello\n");
+    }
+    let both = [("autofs", "automounter"), ("fuse.swarmfs", "images:")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+    assert_eq!(mounts(node), both);
+    // Given back, as after an idle time, and taken again.
+    must_end(node, &format!("umount {MOUNT} && cat {MOUNT}/hello"), 0, &[]);
+    assert_eq!(mounts(node), both);
+}
+
+#[test]
+fn a_mount_is_made_in_the_namespace_that_was_asked_for() {
+    let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
+    let _origin = serve(&lab);
+    let node = lab.host(1);
+    equip(node, "");
+    let other = node.spawn("unshare", &["--mount", "--propagation=private", "sh", "-c", "echo $$; exec sleep 1000"]);
+    let pid = wait_until(SOON, "the namespace is there", || Some(other.log().lines().next()?.to_owned()));
+    for mount in ["mount -t swarmfs", "mount.swarmfs"] {
+        must_end(node, &format!("{mount} -N {pid} images: {MOUNT}"), 0, &[]);
+        assert_eq!(mounts(node), [], "{mount}");
+        let inside = format!("nsenter --mount=/proc/{pid}/ns/mnt");
+        assert_eq!(node.sh(SOON, &format!("{inside} cat {MOUNT}/hello; {inside} umount {MOUNT}")), "hello\n");
+    }
 }
 
 /// What a boot does, in any order: each ends mounted.
@@ -188,6 +267,8 @@ fn a_mount_at_boot_waits_for_the_origin_and_for_the_network() {
     must_end(node, &format!("umount {MOUNT}"), 0, &[]);
     // A cable that is plugged in late, and an interface that is made late.
     lab.cut(node);
+    // The kernel sees it up to a second later.
+    wait_until(SOON, "the cable is out", || (!node.sh(SOON, "ip -br link show eth0").contains(" UP ")).then_some(()));
     let mut waiting = tries("the client waits for the network");
     assert!(waiting.log().contains("no network to ask"), "{}", waiting.log());
     lab.mend(node);
@@ -205,12 +286,20 @@ fn a_mount_that_waits_for_nobody_shows_the_tree_once_its_origin_is_there() {
     must_end(node, "mount -a", 0, &[]);
     is_mounted_once(node, "images:/boards");
     must_end(node, &format!("timeout 5 df {MOUNT} && timeout 5 stat {MOUNT}"), 0, &[]);
+    let program = swarm::program();
+    wait_until(SOON, "the mount says what it waits for", || {
+        let said = sh(node, &format!("{} status", program.display())).stdout;
+        let said = String::from_utf8(said).unwrap();
+        said.contains(&format!("mounted on {MOUNT}")).then_some(())?;
+        said.contains("waits       nobody offers the tree \"images\"").then_some(())
+    });
     let mut reader = node.spawn("cat", &[&format!("{MOUNT}/a/name")]);
     let _origin = serve(&lab);
     assert!(reader.wait(SOON).success(), "{}", reader.log());
     assert_eq!(reader.log(), "a\n");
-    let program = swarm::program();
-    must_end(node, &format!("{} status | grep 'mounted on {MOUNT}'", program.display()), 0, &[]);
+    wait_until(SOON, "the mount has its neighbours", || {
+        sh(node, &format!("{} status | grep '1 of them origins'", program.display())).status.success().then_some(())
+    });
     must_end(node, &format!("umount {MOUNT}"), 0, &[]);
 }
 

@@ -65,6 +65,7 @@ fn make_install_puts_each_file_in_its_place_and_uninstall_takes_it_away() {
         "usr/share/bash-completion/completions/swarmfs",
         "usr/share/zsh/vendor-completions/_swarmfs",
         "usr/share/fish/vendor_completions.d/swarmfs.fish",
+        "usr/share/doc/swarmfs/README.md",
         "usr/share/doc/swarmfs/examples/fstab",
         "usr/share/doc/swarmfs/examples/swarmfs.conf",
     ] {

@@ -14,6 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
@@ -146,7 +147,10 @@ pub fn attach(settings: &Settings) -> Result<Attached, MountError> {
         return handed::take(number);
     }
     let point = open_point(&settings.point)?;
-    let path = mountinfo::path_of(&point).map_err(|error| MountError::Unreachable(settings.point.clone(), error))?;
+    let path = mountinfo::path_of(&point).map_err(|error| match Path::new("/proc/self/fd").exists() {
+        true => MountError::Unreachable(settings.point.clone(), error),
+        false => MountError::NoTable(error),
+    })?;
     let _lock = lock(&path)?;
     let cleared = clear_dead(settings, &point, &path)?;
     // What was opened is the dead mount itself if there was one: the point below it is opened anew.
@@ -182,8 +186,11 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), UnmountError> {
     }
 }
 
+/// Not by the standard library's options: with musl they take O_PATH for a part of the access mode and leave it out, and
+/// what is opened then is the dead mount itself.
 fn open_path(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path)
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
 fn open_point(path: &Path) -> Result<File, MountError> {
@@ -301,6 +308,7 @@ fn mount_by_helper(settings: &Settings, path: &Path) -> Result<OwnedFd, MountErr
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(system("make a socket pair"))?;
     let mut child = helper()
+        .ok_or(MountError::NoHelper)?
         .arg("-o")
         .arg(helper_options(settings))
         .arg("--")
@@ -310,10 +318,7 @@ fn mount_by_helper(settings: &Settings, path: &Path) -> Result<OwnedFd, MountErr
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => MountError::NoHelper,
-            _ => MountError::System("start fusermount3", error),
-        })?;
+        .map_err(|error| MountError::System("start fusermount3", error))?;
     let connection = receive(&ours).map_err(system("hear from fusermount3"));
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
@@ -329,13 +334,14 @@ fn mount_by_helper(settings: &Settings, path: &Path) -> Result<OwnedFd, MountErr
     }
 }
 
-fn helper() -> Command {
+/// Looked for here: execvp(3) says "not permitted" of what is nowhere, if one directory of the path is closed.
+fn helper() -> Option<Command> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
         .chain(["/usr/bin", "/bin", "/usr/local/bin"].map(PathBuf::from))
         .map(|dir| dir.join(HELPER))
         .find(|file| file.is_file());
-    Command::new(found.unwrap_or_else(|| PathBuf::from(HELPER)))
+    found.map(Command::new)
 }
 
 fn helper_options(settings: &Settings) -> OsString {
@@ -390,16 +396,14 @@ fn unmount_as_root(path: PathBuf, lazy: bool) -> Result<(), UnmountError> {
 
 fn unmount_by_helper(path: PathBuf, lazy: bool) -> Result<(), UnmountError> {
     let output = helper()
+        .ok_or(UnmountError::NoHelper)?
         .arg(if lazy { "-uz" } else { "-u" })
         .arg("--")
         .arg(&path)
         .stdin(Stdio::null())
         .env("LC_ALL", "C")
         .output()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => UnmountError::NoHelper,
-            _ => UnmountError::System(path.clone(), error),
-        })?;
+        .map_err(|error| UnmountError::System(path.clone(), error))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         Ok(())

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,11 +47,36 @@ pub struct Found {
     pub answers: Vec<(SocketAddr, Welcome)>,
 }
 
+/// Whom nobody answered for.
+#[derive(Debug, Default)]
+pub struct Tried {
+    /// By which interface or option, and to which address.
+    pub asked: Vec<(String, IpAddr)>,
+    /// The same of what this host refused to send, and why.
+    pub refused: Vec<(String, IpAddr, std::io::Error)>,
+}
+
+impl Tried {
+    fn note(&mut self, by: &str, to: IpAddr, sent: std::io::Result<usize>) {
+        match sent {
+            // Said once for each: the question is repeated.
+            Ok(_) if !self.asked.iter().any(|(name, asked)| name == by && *asked == to) => {
+                tracing::debug!(by, %to, "asked for trees");
+                self.asked.push((by.to_owned(), to));
+            }
+            Err(error) if !self.refused.iter().any(|(name, aim, _)| name == by && *aim == to) => {
+                self.refused.push((by.to_owned(), to, error));
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Why no tree was found.
 #[derive(Debug, Error)]
 pub enum DiscoverError {
     #[error("no origin answered")]
-    NoOrigin { tried: Vec<(String, IpAddr)> },
+    NoOrigin(Tried),
     #[error("several trees are offered")]
     SeveralTrees(Vec<Offer>),
     #[error("origins with different keys offer the tree")]
@@ -72,7 +97,8 @@ pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) 
         let text = format!("no interface {name}: expected one of those that `ip link` lists");
         return Err(DiscoverError::Network(std::io::Error::new(ErrorKind::NotFound, text)));
     }
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(network)?;
+    let asking = sockets::Asking::open(net).map_err(network)?;
+    let socket = &asking.udp;
     let port = socket.local_addr().map_err(network)?.port();
     // Any tree may answer: the error for a wrong name lists those that there are.
     let node = NodeId(getrandom::u64().map_err(|error| DiscoverError::Network(error.into()))?);
@@ -81,7 +107,7 @@ pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) 
     let (mut next, mut pause) = (begin, FIRST_PAUSE);
     let mut end = begin + patience;
     let mut answers: BTreeMap<NodeId, (SocketAddr, Welcome)> = BTreeMap::new();
-    let mut tried: Vec<(String, IpAddr)> = Vec::new();
+    let mut tried = Tried::default();
     let (mut heard, mut heard_origin) = (false, false);
     loop {
         let now = Instant::now();
@@ -91,19 +117,12 @@ pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) 
         if now >= next {
             next = now + pause;
             pause = (pause * 2).min(LAST_PAUSE);
-            for (name, address) in sockets::broadcast(&join, net).map_err(network)? {
-                let aim = (name, IpAddr::V4(address));
-                if !tried.contains(&aim) {
-                    tried.push(aim);
-                }
+            for sent in sockets::broadcast(&join, net).map_err(network)? {
+                tried.note(&sent.by, IpAddr::V4(sent.to), sent.result);
             }
             for peer in &net.peers {
                 for addr in sockets::resolve(std::slice::from_ref(peer)) {
-                    let _ = socket.send_to(&join, addr);
-                    let aim = (peer.0.clone(), addr.ip());
-                    if !tried.contains(&aim) {
-                        tried.push(aim);
-                    }
+                    tried.note(&peer.0, addr.ip(), socket.send_to(&join, addr));
                 }
             }
         }
@@ -122,6 +141,7 @@ pub fn discover(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) 
             Err(error) => return Err(network(error)),
         };
         let Ok(Datagram::Peers(welcome)) = Datagram::parse(&buffer[..len]) else { continue };
+        tracing::debug!(%from, tree = %welcome.head.name, origin = welcome.origin, "answered");
         let meant =
             tree.is_none_or(|name| *name == welcome.head.name) && net.key.is_none_or(|key| key == welcome.head.key);
         // Somebody with another tree must not keep us from waiting for ours; but an origin's word that there are others
@@ -145,10 +165,10 @@ fn choose(
     answers: Vec<(SocketAddr, Welcome)>,
     tree: Option<&TreeName>,
     key: Option<PublicKey>,
-    tried: Vec<(String, IpAddr)>,
+    tried: Tried,
 ) -> Result<Found, DiscoverError> {
     if answers.is_empty() {
-        return Err(DiscoverError::NoOrigin { tried });
+        return Err(DiscoverError::NoOrigin(tried));
     }
     let (named, others): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|(_, welcome)| tree.is_none_or(|name| *name == welcome.head.name));
@@ -189,6 +209,8 @@ fn offers(answers: &[(SocketAddr, Welcome)]) -> Vec<Offer> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::keys::OriginKey;
     use crate::wire::head::{PageHash, Totals};
@@ -206,7 +228,7 @@ mod tests {
 
     #[test]
     fn one_tree_need_not_be_named_and_its_newest_head_counts() {
-        let found = choose(vec![answer(1, "a", 1, 5), answer(2, "a", 1, 7)], None, None, vec![]).unwrap();
+        let found = choose(vec![answer(1, "a", 1, 5), answer(2, "a", 1, 7)], None, None, Tried::default()).unwrap();
         assert_eq!((found.head.sequence, found.offers.len(), found.answers.len()), (7, 2, 2));
     }
 
@@ -215,7 +237,7 @@ mod tests {
         let a: TreeName = "a".parse().unwrap();
         let b: TreeName = "b".parse().unwrap();
         let answers = vec![answer(1, "a", 1, 1), answer(2, "b", 1, 1), answer(3, "a", 2, 1)];
-        let choose = |tree, key| choose(answers.clone(), tree, key, vec![]);
+        let choose = |tree, key| choose(answers.clone(), tree, key, Tried::default());
         assert!(matches!(choose(None, None), Err(DiscoverError::SeveralTrees(offers)) if offers.len() == 3));
         assert!(matches!(choose(Some(&a), None), Err(DiscoverError::SeveralKeys(offers)) if offers.len() == 2));
         assert_eq!(choose(Some(&a), Some(key(2))).unwrap().head.key, key(2));
@@ -225,14 +247,21 @@ mod tests {
         let mut peer = answer(4, "a", 1, 1);
         peer.1.origin = false;
         let answers = vec![answer(1, "a", 1, 1), peer.clone()];
-        assert_eq!(super::choose(answers, Some(&a), None, vec![]).unwrap().offers.len(), 1, "the origin speaks for it");
+        assert_eq!(
+            super::choose(answers, Some(&a), None, Tried::default()).unwrap().offers.len(),
+            1,
+            "the origin speaks for it"
+        );
         // An origin that lost its key, and a mount that still trusts the old one.
         let answers = vec![answer(3, "a", 2, 1), peer];
-        let both = super::choose(answers, Some(&a), None, vec![]);
+        let both = super::choose(answers, Some(&a), None, Tried::default());
         assert!(matches!(both, Err(DiscoverError::SeveralKeys(offers)) if offers.len() == 2));
-        let tried = vec![("eth0".to_owned(), IpAddr::V4(Ipv4Addr::BROADCAST))];
-        assert!(
-            matches!(super::choose(vec![], None, None, tried), Err(DiscoverError::NoOrigin { tried }) if tried.len() == 1)
-        );
+        let mut tried = Tried::default();
+        for _ in 0..2 {
+            tried.note("eth0", Ipv4Addr::BROADCAST.into(), Ok(1));
+            tried.note("eth1", Ipv4Addr::BROADCAST.into(), Err(ErrorKind::PermissionDenied.into()));
+        }
+        assert_eq!((tried.asked.len(), tried.refused.len()), (1, 1));
+        assert!(matches!(super::choose(vec![], None, None, tried), Err(DiscoverError::NoOrigin(_))));
     }
 }

@@ -69,30 +69,57 @@ fn udp(address: SocketAddrV4) -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Where a broadcast went: the interface's name and the address.
-pub type Tried = Vec<(String, Ipv4Addr)>;
+/// A port to be answered at while there is no node yet. Its socket waits for what it receives.
+///
+/// A firewall that follows connections sees none in an answer to a broadcast, which comes from another address: the port
+/// is one of those that are open for nodes. The last free one, so that a node still takes the first. Where none is free
+/// it is any.
+pub struct Asking {
+    pub udp: UdpSocket,
+    /// Whoever has the TCP port has the UDP port of the same number. Nobody listens: who connects is refused.
+    _tcp: Option<Socket>,
+}
+
+impl Asking {
+    pub fn open(settings: &NetSettings) -> Result<Asking> {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        let claim = |port| {
+            let tcp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            tcp.bind(&at(port).into())?;
+            Ok::<_, Error>((udp(at(port))?, Some(tcp)))
+        };
+        // The first is where everybody of this host hears broadcasts.
+        let (udp, tcp) = match settings.ports().skip(1).rev().find_map(|port| claim(port).ok()) {
+            Some(claimed) => claimed,
+            None => (udp(at(0))?, None),
+        };
+        udp.set_nonblocking(false)?;
+        Ok(Asking { udp, _tcp: tcp })
+    }
+}
+
+/// A datagram to everybody, as it went out by one interface or to one address.
+pub struct Sent {
+    /// The interface's name, or the option that named the address.
+    pub by: String,
+    pub to: Ipv4Addr,
+    pub result: Result<usize>,
+}
 
 /// Sends a datagram to everybody. Interfaces are looked up each time, since they come and go.
-pub fn broadcast(datagram: &[u8], settings: &NetSettings) -> Result<Tried> {
-    let mut tried = Tried::new();
-    let port = settings.base_port();
-    for interface in interfaces::usable(&settings.interfaces)? {
-        let sent = udp(SocketAddrV4::new(interface.address, 0))
-            .and_then(|socket| socket.send_to(datagram, (interface.broadcast, port)));
-        match sent {
-            Ok(_) => tried.push((interface.name, interface.broadcast)),
-            Err(error) => tracing::debug!(interface = interface.name, %error, "broadcast not sent"),
+pub fn broadcast(datagram: &[u8], settings: &NetSettings) -> Result<Vec<Sent>> {
+    let interfaces = interfaces::usable(&settings.interfaces)?.into_iter();
+    let aims = interfaces.map(|interface| (interface.name, interface.address, interface.broadcast));
+    let named = settings.broadcast.iter().map(|to| ("--broadcast".to_owned(), Ipv4Addr::UNSPECIFIED, *to));
+    let send = |(by, from, to): (String, Ipv4Addr, Ipv4Addr)| {
+        let result =
+            udp(SocketAddrV4::new(from, 0)).and_then(|socket| socket.send_to(datagram, (to, settings.base_port())));
+        if let Err(error) = &result {
+            tracing::debug!(by, %to, %error, "broadcast not sent");
         }
-    }
-    for address in &settings.broadcast {
-        let sent = udp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
-            .and_then(|socket| socket.send_to(datagram, (*address, port)));
-        match sent {
-            Ok(_) => tried.push(("--broadcast".to_owned(), *address)),
-            Err(error) => tracing::debug!(%address, %error, "broadcast not sent"),
-        }
-    }
-    Ok(tried)
+        Sent { by, to, result }
+    };
+    Ok(aims.chain(named).map(send).collect())
 }
 
 /// The addresses of peers that were named; a name that cannot be resolved now is left out.

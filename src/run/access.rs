@@ -104,7 +104,10 @@ fn choose(
 ) -> Result<Option<NodeSocket>, RunError> {
     let key = net.key.map(|key| key.to_string());
     let fits = |status: &Status| {
-        tree.is_none_or(|tree| tree.as_str() == status.tree) && key.as_ref().is_none_or(|key| *key == status.key)
+        // One that still looks for its tree cannot answer for it.
+        status.waits.is_none()
+            && tree.is_none_or(|tree| tree.as_str() == status.tree)
+            && key.as_ref().is_none_or(|key| *key == status.key)
     };
     let mut nodes = nodes.into_iter().filter(|(_, status)| fits(status));
     let Some((first, is)) = nodes.next() else { return Ok(None) };
@@ -164,6 +167,9 @@ mod tests {
         assert_eq!(chosen(&nodes[..2], None, None), Ok(Some("a".to_owned())));
         assert_eq!(chosen(&nodes, None, None).unwrap_err().len(), 2);
         assert_eq!(chosen(&[], None, None), Ok(None));
+        let (socket, status) = node("d", "late", 1);
+        let late = (socket, Status { waits: Some("nobody answers".to_owned()), ..status });
+        assert_eq!(chosen(&[late], Some("late"), None), Ok(None), "it cannot answer for its tree yet");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::io;
+use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer, ReadRange};
+use crate::net::discover::Tried;
 use crate::origin::{OriginError, StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings};
 use crate::stream::{Embedded, StreamError};
@@ -95,7 +98,7 @@ pub fn find(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) -> R
 fn is_final(error: &DiscoverError) -> bool {
     match error {
         // The network may be late, or its interface.
-        DiscoverError::NoOrigin { .. } | DiscoverError::Network(_) => false,
+        DiscoverError::NoOrigin(_) | DiscoverError::Network(_) => false,
         // Nodes that mounted another tree speak for that one only; the origin of this one may be booting.
         DiscoverError::TreeMissing { trees } => trees.iter().any(|offer| offer.origin),
         _ => true,
@@ -159,26 +162,28 @@ impl Live {
         self
     }
 
-    /// Answers on the node's control socket until `end`, or until a signal asks for the end. Without a place for the
-    /// socket the node works all the same, and `status` does not see it.
+    /// Answers on the node's control socket until `end`, or until a signal asks for the end.
     pub async fn attend(self: Arc<Self>, mut signals: Signals, end: impl Future<Output = ()>) {
         let tree = self.client.head().name.clone();
-        let server = runtime_dir()
-            .map_err(|error| error.to_string())
-            .and_then(|dir| Server::bind(&dir, tree.as_str(), Limits::default()).map_err(|error| error.to_string()));
-        let control = async {
-            match server {
-                Ok(server) => server.run(self.clone()).await,
-                Err(reason) => {
-                    warn!(reason, "no control socket: status, ls and cat do not see this node");
-                    std::future::pending().await
-                }
-            }
-        };
         tokio::select! {
-            () = control => {}
+            () = answer(self, tree) => {}
             () = end => {}
             () = signals.asked() => {}
+        }
+    }
+}
+
+/// Answers on a control socket for as long as it is polled. Without a place for the socket the node works all the same,
+/// and `status` does not see it.
+pub async fn answer(node: Arc<dyn Node>, tree: TreeName) {
+    let server = runtime_dir()
+        .map_err(|error| error.to_string())
+        .and_then(|dir| Server::bind(&dir, tree.as_str(), Limits::default()).map_err(|error| error.to_string()));
+    match server {
+        Ok(server) => server.run(node).await,
+        Err(reason) => {
+            warn!(reason, "no control socket: status, ls and cat do not see this node");
+            std::future::pending().await
         }
     }
 }
@@ -226,6 +231,7 @@ impl Node for Live {
             port: now.port,
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
+            waits: None,
             peers: now.peers.into_iter().map(peer).collect(),
             chunks_held: now.chunks_held,
             bytes: Bytes {
@@ -317,33 +323,7 @@ fn entry_of(row: &Row) -> Entry {
 pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>, waited: Duration) -> String {
     let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
     match error {
-        // Loopback is always asked: a node of this host would have answered.
-        DiscoverError::NoOrigin { tried }
-            if net.interfaces.is_empty() && net.peers.is_empty() && tried.iter().all(|(_, to)| to.is_loopback()) =>
-        {
-            format!(
-                "nobody offers {wanted}: there is no network to ask, since no interface but loopback is up, has carrier \
-                 and broadcasts; name one with --interface, or an origin with --peer"
-            )
-        }
-        DiscoverError::NoOrigin { tried } => {
-            // What was asked because it was named is said as it was named.
-            let asked: Vec<String> = tried
-                .iter()
-                .map(|(by, to)| match net.peers.iter().any(|(host, _)| host == by) {
-                    true if *by == to.to_string() => by.clone(),
-                    true => format!("{by} ({to})"),
-                    false => format!("{to} on {by}"),
-                })
-                .collect();
-            let (first, last) = net.ports().into_inner();
-            format!(
-                "nobody offers {wanted}: asked {} for {} s without an answer; is `swarmfs serve` running, and do \
-                 firewalls let UDP and TCP ports {first} to {last} through? Where broadcast does not reach, use --peer",
-                asked.join(", "),
-                waited.as_secs()
-            )
-        }
+        DiscoverError::NoOrigin(tried) => format!("nobody offers {wanted}: {}", silence(tried, net, waited)),
         DiscoverError::SeveralTrees(offers) => {
             format!("the network has several trees; name one of them:{}", lines(offers, false))
         }
@@ -364,6 +344,46 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
     }
 }
 
+/// Whom nobody answered for, and what may be in the way.
+fn silence(tried: &Tried, net: &NetSettings, waited: Duration) -> String {
+    let (first, last) = net.ports().into_inner();
+    // What was asked because it was named is said as it was named.
+    let aim = |by: &String, to: &IpAddr| match net.peers.iter().any(|(host, _)| host == by) {
+        true if *by == to.to_string() => by.clone(),
+        true => format!("{by} ({to})"),
+        false => format!("{to} on {by}"),
+    };
+    // Not what loopback refused, where a network is missing as well.
+    let refused = tried.refused.iter().filter(|(_, to, _)| !to.is_loopback());
+    let refused: Vec<String> = refused.map(|(by, to, reason)| format!("{} ({reason})", aim(by, to))).collect();
+    let refused = refused.join(", ");
+    // Loopback is always asked: a node of this host would have answered. It is no network.
+    let only_loopback = tried.asked.iter().all(|(_, to)| to.is_loopback());
+    let denied = tried.refused.iter().any(|(.., reason)| reason.kind() == io::ErrorKind::PermissionDenied);
+    if only_loopback && denied && !refused.is_empty() {
+        return format!(
+            "this host may not ask {refused}; does its own firewall let UDP and TCP ports {first} to {last} out?"
+        );
+    }
+    if only_loopback && !refused.is_empty() {
+        return format!("this host cannot ask {refused}; `ip addr` and `ip route` show how its network is set up");
+    }
+    if only_loopback && net.interfaces.is_empty() && net.peers.is_empty() {
+        return "there is no network to ask, since no interface but loopback is up, has carrier and broadcasts; name \
+                one with --interface, or an origin with --peer"
+            .to_owned();
+    }
+    let asked = tried.asked.iter().filter(|(_, to)| only_loopback || !to.is_loopback());
+    let asked: Vec<String> = asked.map(|(by, to)| aim(by, to)).collect();
+    let not_asked = if refused.is_empty() { refused } else { format!(", and cannot ask {refused}") };
+    format!(
+        "asked {} for {} s without an answer{not_asked}; is `swarmfs serve` running, and do the firewalls of both hosts \
+         let UDP and TCP ports {first} to {last} in? Where broadcast does not reach, use --peer",
+        asked.join(", "),
+        waited.as_secs()
+    )
+}
+
 fn lines(offers: &[Offer], keys: bool) -> String {
     let mut lines: Vec<String> = offers
         .iter()
@@ -379,7 +399,7 @@ fn lines(offers: &[Offer], keys: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::catalogue::Attributes;
@@ -397,24 +417,50 @@ mod tests {
     #[test]
     fn silence_names_what_was_tried_and_what_may_be_in_the_way() {
         let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
-        let text = message(&DiscoverError::NoOrigin { tried: vec![("eth0".to_owned(), to)] });
+        let asked = |asked| DiscoverError::NoOrigin(Tried { asked, ..Tried::default() });
+        let text = message(&asked(vec![("eth0".to_owned(), to)]));
         assert!(text.starts_with("nobody offers the tree \"images\": asked 10.0.0.255 on eth0 for 5 s"), "{text}");
         assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
-        let text = message(&DiscoverError::NoOrigin { tried: Vec::new() });
+        let text = message(&asked(Vec::new()));
         assert!(text.contains("no network to ask") && text.contains("--interface"), "{text}");
         let [loopback, far] = [[127, 255, 255, 255], [10, 9, 0, 1]].map(IpAddr::from);
         let tried = vec![("lo".to_owned(), loopback), ("far.example".to_owned(), far)];
         let net = NetSettings { peers: vec![("far.example".to_owned(), 19024)], ..NetSettings::default() };
-        let text = explain(&DiscoverError::NoOrigin { tried }, &net, None, ROUND);
-        assert!(text.contains("asked 127.255.255.255 on lo, far.example (10.9.0.1) for 5 s"), "{text}");
+        let text = explain(&asked(tried), &net, None, ROUND);
+        assert!(text.contains("asked far.example (10.9.0.1) for 5 s"), "{text}");
         let net = NetSettings { interfaces: vec!["lo".to_owned()], ..NetSettings::default() };
-        let text = explain(&DiscoverError::NoOrigin { tried: vec![("lo".to_owned(), loopback)] }, &net, None, ROUND);
+        let text = explain(&asked(vec![("lo".to_owned(), loopback)]), &net, None, ROUND);
         assert!(text.contains("asked 127.255.255.255 on lo for 5 s"), "{text}");
     }
 
     #[test]
+    fn what_this_host_does_not_send_is_named_with_its_reason() {
+        let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
+        let silence = |asked: &[&str], reason: io::ErrorKind| {
+            let asked = asked.iter().map(|name| ((*name).to_owned(), to)).collect();
+            let refused = vec![("eth0".to_owned(), to, reason.into())];
+            message(&DiscoverError::NoOrigin(Tried { asked, refused }))
+        };
+        let text = silence(&[], io::ErrorKind::PermissionDenied);
+        assert!(
+            text.contains("this host may not ask 10.0.0.255 on eth0 (permission denied); does its own fire"),
+            "{text}"
+        );
+        let text = silence(&[], io::ErrorKind::NetworkUnreachable);
+        assert!(
+            text.contains("cannot ask 10.0.0.255 on eth0 (network unreachable)") && text.contains("ip route"),
+            "{text}"
+        );
+        let text = silence(&["eth1"], io::ErrorKind::NetworkUnreachable);
+        assert!(
+            text.contains("asked 10.0.0.255 on eth1 for 5 s without an answer, and cannot ask 10.0.0.255 on"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn an_origins_word_is_final_and_silence_is_not() {
-        assert!(!is_final(&DiscoverError::NoOrigin { tried: Vec::new() }));
+        assert!(!is_final(&DiscoverError::NoOrigin(Tried::default())));
         assert!(is_final(&DiscoverError::TreeMissing { trees: vec![offer("other", 1)] }));
         let peer = Offer { origin: false, ..offer("other", 1) };
         assert!(!is_final(&DiscoverError::TreeMissing { trees: vec![peer] }));

@@ -118,6 +118,9 @@ fn paragraph(status: &Status) -> String {
         (Role::Mount, _, None) => "being mounted".to_owned(),
         (Role::Stream, ..) => "read by a program".to_owned(),
     };
+    if let Some(reason) = &status.waits {
+        return format!("{} ({place}, pid {})\n  waits       {}\n", plain(&status.tree), status.pid, plain(reason));
+    }
     let bytes = &status.bytes;
     let origins = status.peers.iter().filter(|peer| peer.origin).count();
     let mut text = format!("{} ({place}, pid {}, port {})\n", plain(&status.tree), status.pid, status.port);
@@ -263,6 +266,16 @@ mod tests {
              2 malformed datagrams\n"
         );
         assert_eq!(json(&[]), "[]\n");
+        let late = Status {
+            tree: "images".to_owned(),
+            mountpoint: Some("/mnt".to_owned()),
+            waits: Some("nobody offers it".to_owned()),
+            ..Status::default()
+        };
+        assert_eq!(
+            table(&[late], Path::new("/run")),
+            "images (mounted on /mnt, pid 0)\n  waits       nobody offers it\n"
+        );
         let status = Status { tree: "a\nREADY=1".to_owned(), ..Status::default() };
         assert_eq!(line(&status), "a?READY=1: 0 peers, received 0 B, sent 0 B");
     }
