@@ -278,7 +278,8 @@ impl Node {
         let mut rates: Vec<u64> =
             self.links.values().filter(|l| l.greeted && l.known && !l.window.is_empty()).map(|l| l.rate).collect();
         rates.sort_unstable();
-        let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
+        // The lower one of two: what a single peer says of itself must not shut the other out.
+        let median = rates.get(rates.len().saturating_sub(1) / 2).copied().unwrap_or(0);
         let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
         let mut unread: Option<(u64, SegmentId)> = None;
         for (id, link) in &self.links {
