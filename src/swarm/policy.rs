@@ -51,7 +51,7 @@ pub struct Policy {
     pub sample: usize,
     /// The head of the window may be missing at every neighbour for this long before the origin is asked for it: below 40
     /// Mbit/s, where a piece is that long on its way from neighbour to neighbour, below 480 Mbit/s, above. (With 200 ms 32
-    /// readers at 25 Mbit/s drew 1.6 copies from the origin, with these times 1.08.)
+    /// readers at 25 Mbit/s drew 1.6 copies from the origin, with these times 1.09.)
     pub starve: [u64; 3],
     /// The same when nothing else is on its way.
     pub starve_idle: [u64; 3],

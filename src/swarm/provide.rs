@@ -110,11 +110,8 @@ impl Provide {
     fn may_send(&mut self, id: LinkId, slots: Option<usize>) -> bool {
         let Some(slots) = slots else { return true };
         let may = self.sending.contains(&id) || self.sending.len() < slots;
-        if may {
-            self.sending.insert(id)
-        } else {
-            self.waiting.insert(id)
-        };
+        let list = if may { &mut self.sending } else { &mut self.waiting };
+        list.insert(id);
         may
     }
 
@@ -637,8 +634,7 @@ impl Node {
         }
     }
 
-    /// The next DATA frame for a link: of its first transfer that has a block here, so that one which waits for its own
-    /// source does not hold up the others.
+    /// The next DATA frame for a link, if there is one and the link has a slot.
     pub fn transmit(&mut self, id: LinkId) -> Option<Transmit> {
         if !self.provide.may_send(id, self.policy.slots) {
             return None;
@@ -660,6 +656,8 @@ impl Node {
         self.provide.waiting.remove(&id);
     }
 
+    /// Of a link's first transfer that has a block here, so that one which waits for its own source does not hold up the
+    /// others.
     fn next_frame(&mut self, id: LinkId) -> Option<Transmit> {
         let frame = if self.gossip.rate() > FAST { LONG_FRAME } else { SHORT_FRAME };
         let origin = self.me.origin;

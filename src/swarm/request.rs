@@ -666,12 +666,12 @@ impl Node {
                 let chunk = BlockId { object: run.object, index: run.first }.chunk();
                 let offered = self.requests.in_window(chunk).get(run.first - chunk.first_block());
                 let waited = self.now.since(demand.since);
-                // Whoever jumps about is in no herd that a copy would serve.
                 let idle = self.requests.downloads.is_empty();
+                // Whoever jumps about is in no herd that a copy would serve.
                 let starving = !offered || waited >= self.patience(idle);
                 // Inside a window neighbours and origin offer by themselves; a pull would bring a copy too many.
-                let patience = self.policy.patience(0, idle);
-                if offered && waited < patience {
+                // Asking is cheap, since the origin refuses what comes from others: so it is asked as early as anywhere.
+                if offered && waited < self.policy.patience(0, idle) {
                     continue;
                 }
                 if self.want(run, starving, Some(index)) {
