@@ -21,12 +21,14 @@ use crate::driver::DiscoverError;
 use crate::fuse::{MountError, UnmountError};
 use crate::origin::OriginError;
 use crate::settings::NetSettings;
+use crate::state::StateError;
 use crate::wire::head::TreeName;
 use log::Talk;
 
 mod access;
 mod config;
 mod helper;
+mod key;
 mod list;
 mod live;
 mod log;
@@ -76,6 +78,8 @@ pub enum RunError {
     Unnamed { name: OsString },
     #[error(transparent)]
     Origin(#[from] OriginError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("cannot start the node: {0}")]
     Start(io::Error),
     #[error(transparent)]
@@ -176,6 +180,7 @@ fn run(cli: Cli) -> Result<u8, RunError> {
         Command::Ls(args) => list::ls(args, &file()?),
         Command::Cat(args) => list::cat(args, &file()?),
         Command::Status(args) => show_status(&args),
+        Command::Key(args) => key::key(args),
         Command::Completions(CompletionsArgs { shell }) => completions(shell),
     };
     Ok(report(done))
