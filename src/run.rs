@@ -27,6 +27,7 @@ use log::Talk;
 
 mod access;
 mod config;
+mod find;
 mod helper;
 mod key;
 mod list;
@@ -37,6 +38,7 @@ mod search;
 mod serve;
 mod service;
 mod show;
+mod trust;
 
 /// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
 /// reader went away.
@@ -65,7 +67,7 @@ pub enum RunError {
     LogFile { path: PathBuf, reason: io::Error },
     #[error("cannot enter the mount namespace {path:?}: {reason}")]
     Namespace { path: PathBuf, reason: io::Error },
-    #[error("{}", live::explain(.error, .net, .tree.as_ref(), *.waited))]
+    #[error("{}", find::explain(.error, .net, .tree.as_ref(), *.waited))]
     Discover { error: DiscoverError, net: Box<NetSettings>, tree: Option<TreeName>, waited: Duration },
     /// Nodes of this host have different trees, and none was named.
     #[error("this host's nodes have several trees; name one of them:{}", show::indented(.0))]
@@ -80,6 +82,11 @@ pub enum RunError {
     Origin(#[from] OriginError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error("no key is remembered for the tree {:?}; this host trusts:{}", .tree.as_str(), match .known.is_empty() {
+        true => " none".to_owned(),
+        false => show::indented(.known),
+    })]
+    NothingKnown { tree: TreeName, known: Vec<String> },
     #[error("cannot start the node: {0}")]
     Start(io::Error),
     #[error(transparent)]

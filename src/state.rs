@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! origin.key              one per host, mode 0600: "swarmfs-key-1 SEED CRC", hex
-//! trees/NAME/             what an origin remembers of the tree, see `origin::state`
+//! trees/NAME/             what an origin remembers of the tree, see `origin::state`, and readers, see `known`
 //! ```
 //!
 //! Whatever is whole is replaced as a whole (written beside it, flushed, renamed), so a crash leaves the old or the new.
@@ -19,8 +19,10 @@ use thiserror::Error;
 use crate::wire::head::TreeName;
 
 mod key;
+mod known;
 
 pub use key::{Exported, Imported, KeyText};
+pub use known::Known;
 
 /// Longest of the small text files read here.
 const MAX_TEXT: u64 = 256;
@@ -82,9 +84,13 @@ impl StateDir {
 
     /// The directory of what is kept about one tree, made if it is missing.
     pub fn of_tree(&self, name: &TreeName) -> Result<PathBuf, StateError> {
-        let dir = self.path.join("trees").join(name.as_str());
+        let dir = self.trees_path().join(name.as_str());
         make_dir(&dir)?;
         Ok(dir)
+    }
+
+    fn trees_path(&self) -> PathBuf {
+        self.path.join("trees")
     }
 }
 

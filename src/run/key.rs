@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::{RunError, say};
+use super::{RunError, say, show};
 use crate::cli::KeyArgs;
 use crate::state::{Exported, Imported, KeyText, StateDir, StateError};
+use crate::wire::head::TreeName;
 
 /// Standard input or output, as a file's name.
 const STANDARD: &str = "-";
@@ -14,16 +15,37 @@ const STANDARD: &str = "-";
 pub fn key(args: KeyArgs) -> Result<(), RunError> {
     let state = StateDir::locate()?;
     let mut out = io::stdout().lock();
-    let KeyArgs { export, import, force } = args;
-    match (export, import) {
-        (Some(file), _) => self::export(&state, &file, force, &mut out),
-        (None, Some(file)) => self::import(&state, &file, force, &mut out),
-        (None, None) => {
-            let key = state.key()?.public();
-            let said = writeln!(out, "key {key} ({})\nkept in {}", key.fingerprint(), state.path().display());
-            said.map_err(RunError::Output)
-        }
+    let KeyArgs { export, import, forget, force } = args;
+    match (export, import, forget) {
+        (Some(file), ..) => self::export(&state, &file, force, &mut out),
+        (None, Some(file), _) => self::import(&state, &file, force, &mut out),
+        (None, None, Some(tree)) => self::forget(&state, &tree, &mut out),
+        (None, None, None) => print(&state, &mut out),
     }
+}
+
+fn print(state: &StateDir, out: &mut dyn Write) -> Result<(), RunError> {
+    let key = state.key()?.public();
+    let trusted = state.all_known()?;
+    let mut said = writeln!(out, "key {key} ({})\nkept in {}", key.fingerprint(), state.path().display());
+    for (tree, known) in trusted {
+        let since = show::local_time(known.since_s);
+        said = said.and_then(|()| writeln!(out, "trusts {tree}: {} since {since}", known.key.fingerprint()));
+    }
+    said.map_err(RunError::Output)
+}
+
+fn forget(state: &StateDir, tree: &TreeName, out: &mut dyn Write) -> Result<(), RunError> {
+    let Some(known) = state.forget(tree)? else {
+        let known = state.all_known()?.into_iter().map(|(tree, known)| format!("{tree}: {}", known.key.fingerprint()));
+        return Err(RunError::NothingKnown { tree: tree.clone(), known: known.collect() });
+    };
+    let said = writeln!(
+        out,
+        "forgot the key {} of the tree {tree}: the next one seen is trusted; running mounts keep theirs",
+        known.key.fingerprint()
+    );
+    said.map_err(RunError::Output)
 }
 
 fn export(state: &StateDir, file: &Path, force: bool, out: &mut dyn Write) -> Result<(), RunError> {
