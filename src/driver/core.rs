@@ -14,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
+use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
@@ -41,6 +42,7 @@ pub struct Core {
     pub shared: Arc<Shared>,
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
+    pub rivals: Rivals,
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
@@ -132,6 +134,7 @@ impl Core {
             shared,
             links: HashMap::new(),
             statistics: Statistics::default(),
+            rivals: Rivals::default(),
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
             waiting: Waiting::default(),
@@ -198,15 +201,7 @@ impl Core {
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
-                let head = self.head();
-                let join_text = Join {
-                    node: self.me,
-                    port: self.port,
-                    sequence: head.sequence,
-                    position: 0,
-                    tree: Some(head.name.clone()),
-                };
-                let bytes = Datagram::Join(join_text).encode();
+                let bytes = self.question();
                 match join {
                     JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
                     JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
@@ -250,6 +245,13 @@ impl Core {
                 self.waiting.fail_object(object, why);
             }
         }
+    }
+
+    /// Who has this tree?
+    pub fn question(&self) -> Vec<u8> {
+        let head = self.head();
+        let tree = Some(head.name.clone());
+        Datagram::Join(Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree }).encode()
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -444,6 +446,7 @@ impl Core {
                 ("joins", counters.joins),
                 ("malformed_datagrams", self.statistics.malformed),
                 ("malformed_frames", self.statistics.malformed_frames),
+                ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
                 ("pages_held", pages as u64),
             ],

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::{RunError, live, ram_bytes, runtime_dir};
+use super::{RunError, find, live, ram_bytes, runtime_dir};
 use crate::cli::{FileSettings, NodeArgs};
 use crate::control::client::{ClientError, NodeSocket, nodes_in};
 use crate::control::server::failure_in;
@@ -39,7 +39,7 @@ impl Access {
             return Ok(Access::Through(socket));
         }
         let runtime = live::runtime()?;
-        let found = live::find(&net, tree, RETRY_BY_HAND)?;
+        let found = find::find(&net, tree, RETRY_BY_HAND)?;
         let node = live::join(found, &net, &cache)?;
         runtime.block_on(node.reached(&net))?;
         let node = Arc::new(node);
