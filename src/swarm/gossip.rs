@@ -97,6 +97,8 @@ pub struct Gossip {
     pub last_tick: Time,
     began: Time,
     known: BTreeMap<NodeId, Known>,
+    /// How many of them have an address: of a thousand who are heard hardly one has another's.
+    at: BTreeMap<SocketAddr, u32>,
     /// What neighbours were told last and what changed since; the same of origins, which are told less often.
     neighbours: Told,
     origins: Told,
@@ -131,6 +133,7 @@ impl Gossip {
             last_tick: now,
             began: now,
             known: BTreeMap::new(),
+            at: BTreeMap::new(),
             neighbours: Told::default(),
             origins: Told::default(),
             reported_blocks: 0,

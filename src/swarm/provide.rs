@@ -44,7 +44,8 @@ pub const MAX_SIZES: usize = 1 << 17;
 /// How many neighbours have or await each block of a chunk.
 struct Copies {
     each: Box<[u16; BLOCKS_PER_CHUNK as usize]>,
-    total: u64,
+    /// The blocks of which there are any.
+    some: Bits,
 }
 
 #[derive(Default)]
@@ -83,11 +84,11 @@ impl Provide {
         let copies = self
             .copies
             .entry(chunk)
-            .or_insert_with(|| Copies { each: Box::new([0; BLOCKS_PER_CHUNK as usize]), total: 0 });
+            .or_insert_with(|| Copies { each: Box::new([0; BLOCKS_PER_CHUNK as usize]), some: Bits::EMPTY });
         for block in bits.iter() {
             copies.each[block as usize] += 1;
-            copies.total += 1;
         }
+        copies.some = copies.some.or(&bits);
     }
 
     pub fn uncount(&mut self, chunk: ChunkId, bits: Bits) {
@@ -95,10 +96,12 @@ impl Provide {
         // What was not counted when there was no room is not missed now: a count is never too high.
         for block in bits.iter() {
             let count = &mut copies.each[block as usize];
-            copies.total -= (*count > 0) as u64;
             *count = count.saturating_sub(1);
+            if *count == 0 {
+                copies.some.remove(block);
+            }
         }
-        if copies.total == 0 {
+        if copies.some.is_empty() {
             self.copies.remove(&chunk);
         }
     }
@@ -128,6 +131,11 @@ impl Provide {
     fn was_sent(&self, run: Run, now: Time, fresh: u64) -> bool {
         let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
         self.sent.iter().any(|(at, sent)| now.since(*at) < fresh && overlaps(sent))
+    }
+
+    /// The blocks of a chunk that any neighbour has or awaits.
+    pub fn copied(&self, chunk: ChunkId) -> Bits {
+        self.copies.get(&chunk).map_or(Bits::EMPTY, |copies| copies.some)
     }
 
     /// Neighbours that have or await a block.

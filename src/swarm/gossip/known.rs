@@ -2,11 +2,29 @@
 
 use std::net::SocketAddr;
 
-use super::{Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
+use super::{Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
 use crate::swarm::Node;
 use crate::swarm::link::Link;
 use crate::wire::datagram::Peer;
 use crate::wire::frame::NodeId;
+
+impl Gossip {
+    fn forget(&mut self, node: NodeId) {
+        if let Some(known) = self.known.remove(&node) {
+            self.leave(known.addr);
+        }
+    }
+
+    /// Somebody known is not at an address any more.
+    fn leave(&mut self, addr: SocketAddr) {
+        if let Some(count) = self.at.get_mut(&addr) {
+            *count -= 1;
+            if *count == 0 {
+                self.at.remove(&addr);
+            }
+        }
+    }
+}
 
 impl Node {
     pub(in crate::swarm) fn learn_peer(&mut self, node: NodeId, addr: SocketAddr, origin: bool) {
@@ -17,9 +35,13 @@ impl Node {
             self.forget_an_origin();
         }
         if let Some(known) = self.gossip.known.get_mut(&node) {
-            known.addr = addr;
+            let before = std::mem::replace(&mut known.addr, addr);
             known.origin |= origin;
             known.tries = 0;
+            if before != addr {
+                self.gossip.leave(before);
+                *self.gossip.at.entry(addr).or_default() += 1;
+            }
             return;
         }
         if self.gossip.known.len() >= MAX_KNOWN {
@@ -28,15 +50,19 @@ impl Node {
         let (perhaps_origin, tries) = (false, 0);
         let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries };
         self.gossip.known.insert(node, known);
+        *self.gossip.at.entry(addr).or_default() += 1;
     }
 
     /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
     /// one. Else a long life would remember every start of every host.
     pub(in crate::swarm) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {
-        // Looking is far cheaper than retaining, and of a thousand JOINs hardly one finds a namesake.
-        let stale = |other: &NodeId, known: &Known| *other != node && known.addr == addr;
-        if self.gossip.known.iter().any(|(other, known)| stale(other, known)) {
-            self.gossip.known.retain(|other, known| !stale(other, known));
+        let itself = self.gossip.known.get(&node).is_some_and(|known| known.addr == addr);
+        if self.gossip.at.get(&addr).copied().unwrap_or(0) > itself as u32 {
+            self.gossip.known.retain(|other, known| *other == node || known.addr != addr);
+            self.gossip.at.remove(&addr);
+            if itself {
+                self.gossip.at.insert(addr, 1);
+            }
         }
     }
 
@@ -46,7 +72,7 @@ impl Node {
         let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
         let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
         if let Some(node) = worst {
-            self.gossip.known.remove(&node);
+            self.gossip.forget(node);
         }
     }
 
@@ -75,7 +101,7 @@ impl Node {
         }
         let idle = origins.filter(|(node, _)| !self.links.values().any(|link| link.greeted && link.peer == **node));
         if let Some(node) = idle.max_by_key(|(_, known)| known.tries).map(|(node, _)| *node) {
-            self.gossip.known.remove(&node);
+            self.gossip.forget(node);
         }
     }
 

@@ -1,5 +1,6 @@
 //! How nodes meet: a JOIN is broadcast until an origin answers, the rest is introductions.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::LAST_JOIN;
@@ -25,13 +26,17 @@ impl Node {
             }
         }
         let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
+        let linked: BTreeSet<NodeId> = self.links.values().map(|link| link.peer).collect();
+        let taken: BTreeSet<SocketAddr> = self.links.values().map(|link| link.addr).collect();
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
             .gossip
             .known
             .iter()
             .filter(|(node, known)| {
-                let linked = self.links.values().any(|link| link.peer == **node || link.addr == known.addr);
-                !linked && self.now >= known.next_try && !self.is_avoided(**node, known.addr.ip())
+                !linked.contains(node)
+                    && !taken.contains(&known.addr)
+                    && self.now >= known.next_try
+                    && !self.is_avoided(**node, known.addr.ip())
             })
             .map(|(node, known)| (*node, known.addr))
             .collect();

@@ -65,15 +65,13 @@ impl Node {
             for (chunk, range) in by_chunk(*run) {
                 let start = chunk.first_block();
                 let mine = range.minus(&link.taken(chunk)).and(&Bits::range(0, blocks.saturating_sub(start)));
-                for block in mine.iter() {
-                    if self.provide.copies(chunk, block) > 0 {
-                        continue;
-                    }
+                let unsent = mine.minus(&self.provide.copied(chunk));
+                if let Some(block) = unsent.first_from(0) {
                     // Zeros cost nothing to send: the piece grows over them, to the segment's end.
                     let segment_end = (block / BLOCKS_PER_SEGMENT + 1) * BLOCKS_PER_SEGMENT;
                     let held = self.store.get(chunk);
                     let (mut end, mut sent) = (block, 0);
-                    while end < segment_end && mine.get(end) && self.provide.copies(chunk, end) == 0 && sent < piece {
+                    while end < segment_end && unsent.get(end) && sent < piece {
                         let zero =
                             held.is_some() && self.store.is_zero(BlockId { object: chunk.object, index: start + end });
                         sent += !zero as u32;
