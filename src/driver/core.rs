@@ -19,6 +19,8 @@ use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
+use crate::net::channel::{Room, Suites};
+use crate::net::mail::Mail;
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
@@ -44,6 +46,10 @@ pub struct Core {
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
+    /// What encrypted links use in turn.
+    pub room: Room,
+    pub suites: Suites,
+    pub mail: Mail,
     pub waiting: Waiting,
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
@@ -83,6 +89,14 @@ pub struct Statistics {
     pub malformed: u64,
     pub malformed_frames: u64,
     pub unexpected: u64,
+    /// Datagrams of nodes with another secret, or with none where this one has one.
+    pub foreign: u64,
+    /// Sealed datagrams that came again.
+    pub repeated: u64,
+    /// Connections by others than the swarm's nodes.
+    pub strangers: u64,
+    /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
+    pub told: [bool; 3],
 }
 
 pub type Handle = Rc<RefCell<Core>>;
@@ -134,6 +148,9 @@ impl Core {
             statistics: Statistics::default(),
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
+            room: Room::default(),
+            suites: if net.without_aes { Suites::without_aes() } else { Suites::of_this_machine() },
+            mail: Mail::new(net.secret.as_ref(), began),
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
             tree,
@@ -206,16 +223,19 @@ impl Core {
                     position: 0,
                     tree: Some(head.name.clone()),
                 };
-                let bytes = Datagram::Join(join_text).encode();
-                match join {
-                    JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
-                    JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
+                match (self.mail.question(&Datagram::Join(join_text), 0), join) {
+                    (Ok(bytes), JoinAim::Broadcast) => self.errands.push(Errand::Broadcast(bytes)),
+                    (Ok(bytes), JoinAim::Unicast(addr)) => self.errands.push(Errand::Datagram(addr, bytes)),
+                    (Err(error), _) => tracing::error!(%error, "no random bytes for a question"),
                 }
             }
             Output::Welcome { to, peers } => {
                 let head = (*self.head()).clone();
                 let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-                self.errands.push(Errand::Datagram(to, Datagram::Peers(Box::new(welcome)).encode()));
+                match self.mail.answer(to, &Datagram::Peers(Box::new(welcome))) {
+                    Ok(bytes) => self.errands.push(Errand::Datagram(to, bytes)),
+                    Err(error) => tracing::error!(%error, "no random bytes for an answer"),
+                }
             }
             Output::Receive { link, transfer, run, size } => {
                 if let Some(io) = self.links.get_mut(&link) {
@@ -428,6 +448,7 @@ impl Core {
         let (pages, page_bytes) = self.node.pages_held();
         let snapshot = Snapshot {
             port: self.port,
+            private: self.net.secret.is_some(),
             peers: neighbours.collect(),
             chunks_held: self.node.chunks_held() as u64,
             cache_used: self.node.reserved_blocks() as u64 * BLOCK as u64 + page_bytes,
@@ -445,6 +466,9 @@ impl Core {
                 ("malformed_datagrams", self.statistics.malformed),
                 ("malformed_frames", self.statistics.malformed_frames),
                 ("unexpected_data", self.statistics.unexpected),
+                ("foreign_datagrams", self.statistics.foreign),
+                ("repeated_datagrams", self.statistics.repeated),
+                ("strangers", self.statistics.strangers),
                 ("pages_held", pages as u64),
             ],
         };

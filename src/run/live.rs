@@ -229,6 +229,7 @@ impl Node for Live {
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
             port: now.port,
+            private: now.private,
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
             waits: None,
@@ -376,12 +377,38 @@ fn silence(tried: &Tried, net: &NetSettings, waited: Duration) -> String {
     let asked = tried.asked.iter().filter(|(_, to)| only_loopback || !to.is_loopback());
     let asked: Vec<String> = asked.map(|(by, to)| aim(by, to)).collect();
     let not_asked = if refused.is_empty() { refused } else { format!(", and cannot ask {refused}") };
+    if !tried.strangers.is_empty() {
+        let (asked, waited) = (asked.join(", "), waited.as_secs());
+        return format!("asked {asked} for {waited} s{not_asked}; {}", strangers(tried, net));
+    }
     format!(
         "asked {} for {} s without an answer{not_asked}; is `swarmfs serve` running, and do the firewalls of both hosts \
          let UDP and TCP ports {first} to {last} in? Where broadcast does not reach, use --peer",
         asked.join(", "),
         waited.as_secs()
     )
+}
+
+/// Who heard the question and could not read it, or was not to be understood, and why.
+fn strangers(tried: &Tried, net: &NetSettings) -> String {
+    let hosts = |secret: bool| {
+        let hosts: Vec<String> =
+            tried.strangers.iter().filter(|(_, has)| **has == secret).map(|(ip, _)| ip.to_string()).collect();
+        (!hosts.is_empty()).then(|| hosts.join(", "))
+    };
+    let file = net.secret_file.as_ref().map(|path| path.display());
+    let said = match &file {
+        Some(file) => [
+            hosts(true).map(|hosts| format!("heard of nodes with another secret than that of {file}, at {hosts}: all need copies of one")),
+            hosts(false).map(|hosts| format!("heard of nodes without a secret, at {hosts}: they need --secret-file, too")),
+        ],
+        None => [
+            hosts(true).map(|hosts| format!("heard of nodes with a secret, at {hosts}: it takes --secret-file with a copy of theirs to join them")),
+            None,
+        ],
+    };
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    if said.is_empty() { "heard of nodes that understood nothing".to_owned() } else { said.join("; ") }
 }
 
 fn lines(offers: &[Offer], keys: bool) -> String {
@@ -434,12 +461,30 @@ mod tests {
     }
 
     #[test]
+    fn nodes_with_another_secret_or_none_are_named_with_what_to_do() {
+        let [one, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let silence = |strangers: &[(IpAddr, bool)], file: Option<&str>| {
+            let asked = vec![("eth0".to_owned(), IpAddr::from([10, 0, 0, 255]))];
+            let tried = Tried { asked, strangers: strangers.iter().copied().collect(), ..Tried::default() };
+            let net = NetSettings { secret_file: file.map(PathBuf::from), ..NetSettings::default() };
+            explain(&DiscoverError::NoOrigin(tried), &net, None, ROUND)
+        };
+        let text = silence(&[(one, true), (other, true)], Some("/etc/secret"));
+        assert!(text.contains("another secret than that of /etc/secret, at 10.0.0.1, 10.0.0.2"), "{text}");
+        let text = silence(&[(one, false), (other, true)], Some("/etc/secret"));
+        assert!(text.contains("another secret") && text.contains("without a secret, at 10.0.0.1: they need"), "{text}");
+        let text = silence(&[(one, true)], None);
+        assert!(text.contains("with a secret, at 10.0.0.1: it takes --secret-file"), "{text}");
+        assert!(text.contains("for 5 s;") && !text.contains("firewall"), "{text}");
+    }
+
+    #[test]
     fn what_this_host_does_not_send_is_named_with_its_reason() {
         let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
         let silence = |asked: &[&str], reason: io::ErrorKind| {
             let asked = asked.iter().map(|name| ((*name).to_owned(), to)).collect();
             let refused = vec![("eth0".to_owned(), to, reason.into())];
-            message(&DiscoverError::NoOrigin(Tried { asked, refused }))
+            message(&DiscoverError::NoOrigin(Tried { asked, refused, ..Tried::default() }))
         };
         let text = silence(&[], io::ErrorKind::PermissionDenied);
         assert!(
