@@ -22,10 +22,12 @@ use crate::wire::head::TreeName;
 
 mod file;
 mod helper;
+mod key;
 mod options;
 
 pub use file::{FileError, FileSettings, file_keys};
 pub use helper::HelperArgs;
+pub use key::KeyArgs;
 use options::Draft;
 pub use options::{OptionError, ignored_words, mount_words};
 
@@ -71,6 +73,7 @@ pub enum Command {
     Ls(LsArgs),
     Cat(CatArgs),
     Status(StatusArgs),
+    Key(KeyArgs),
     Completions(CompletionsArgs),
 }
 
@@ -557,6 +560,8 @@ mod tests {
             ("swarmfs umount", "<DIR>"),
             ("swarmfs statis", "'status'"),
             ("swarmfs status --key 1", "--key"),
+            ("swarmfs key --export a --import b", "cannot be used with"),
+            ("swarmfs key --force", "--export <FILE>|--import <FILE>"),
         ] {
             let message = refused(line);
             assert!(message.contains(expected), "{line}: {message}");
@@ -575,6 +580,8 @@ mod tests {
         let Ok(Command::Cat(args)) = parse("swarmfs cat images:/a b --peer origin") else { panic!() };
         assert_eq!(args.paths.len(), 2);
         assert!(matches!(parse("swarmfs umount /mnt"), Ok(Command::Umount(_))));
+        let Ok(Command::Key(args)) = parse("swarmfs key --import - --force") else { panic!() };
+        assert!(args.force && args.import == Some(PathBuf::from("-")));
         assert!(matches!(parse("swarmfs status --json"), Ok(Command::Status(StatusArgs { json: true }))));
         assert_eq!(Cli::try_parse_from(["swarmfs", "status", "-vv"]).unwrap().verbose, 2);
         assert_eq!(parse("swarmfs --version").unwrap_err().kind(), ErrorKind::DisplayVersion);

@@ -29,11 +29,12 @@ mod arrive;
 mod core;
 mod greet;
 mod links;
+mod rivals;
 mod tasks;
 mod upload;
 mod waiting;
 
-pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
+pub use crate::net::discover::{DiscoverError, Found, Offer, discover, discover_known};
 pub use crate::swarm::ReaderId;
 
 /// How long work on other threads is waited for when the node ends.

@@ -28,6 +28,7 @@ pub mod swarm;
 pub mod driver;
 pub mod net;
 pub mod origin;
+pub mod state;
 // fronts
 pub mod control;
 pub mod fs;

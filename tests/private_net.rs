@@ -113,15 +113,18 @@ fn who_lacks_the_secret_sees_no_tree_and_is_told_why() {
     let mut without = swarm::start(open, &["ls", &format!("{TREE}:/")]);
     assert_ne!(without.wait(LONG).code(), Some(0));
     let said = without.log();
-    assert!(said.contains("with a secret, at 10.77.0.1: it takes --secret-file") && !said.contains(FILE), "{said}");
+    assert!(
+        said.contains("nodes with a secret are at 10.77.0.1: it takes --secret-file") && !said.contains(FILE),
+        "{said}"
+    );
 
     // Now somebody serves without a secret as well.
     let _open = swarm::serve(open, &tree, "open-tree", &[]);
     let mut stranger = swarm::start(wrong, &["mount", TREE, MOUNT, "--secret-file", SECRET]);
     assert_eq!(stranger.wait(LONG).code(), Some(2));
     let said = stranger.log();
-    assert!(said.contains(&format!("another secret than that of {SECRET}, at 10.77.0.1")), "{said}");
-    assert!(said.contains("without a secret, at 10.77.0.3"), "{said}");
+    assert!(said.contains(&format!("nodes with another secret than that of {SECRET} are at 10.77.0.1")), "{said}");
+    assert!(said.contains("nodes without a secret are at 10.77.0.3"), "{said}");
 
     let options = format!("secret_file={SECRET}");
     let _mount = swarm::mount(node, TREE, &["-o", &options]);

@@ -188,18 +188,40 @@ impl Core {
         if welcome.node == self.me || welcome.head.name != head.name {
             return;
         }
-        if welcome.head.key != head.key {
-            tracing::warn!(%from, key = welcome.head.key.fingerprint(), "another origin offers this tree with another key; ignored");
+        if !answers {
+            // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
+            if welcome.head.key == head.key && welcome.head.sequence > head.sequence && self.tree.is_none() {
+                self.adopt(welcome.head);
+            }
             return;
+        }
+        if welcome.head.key != head.key {
+            return self.on_rival(from, &welcome);
+        }
+        if self.tree.is_some() && welcome.origin && self.rivals.is_due(welcome.head.key, Instant::now()) {
+            tracing::warn!(%from, "another host serves this tree with the same key: only one may sign what changes");
         }
         if welcome.head.sequence > head.sequence && self.tree.is_none() {
             self.adopt(welcome.head.clone());
         }
-        // Of one that nobody asked for only the signed head counts: it may be an old one, from anywhere.
-        if !answers {
+        self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// Somebody offers this tree with another key than the one that counts here.
+    fn on_rival(&mut self, from: SocketAddr, welcome: &Welcome) {
+        let theirs = welcome.head.key;
+        if !self.rivals.is_due(theirs, Instant::now()) {
             return;
         }
-        self.handle(Input::Welcome { from, welcome });
+        let (tree, key) = (&welcome.head.name, theirs.fingerprint());
+        if self.tree.is_some() {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody else offers this tree with another key: readers that remember none see both");
+        } else {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody offers this tree with another key; ignored. If that is right, unmount, say `swarmfs key --forget \
+                 {tree}`, and mount again");
+        }
     }
 
     /// From now on the tree is what this head says.

@@ -14,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
+use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
@@ -43,6 +44,7 @@ pub struct Core {
     pub shared: Arc<Shared>,
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
+    pub rivals: Rivals,
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
@@ -146,6 +148,7 @@ impl Core {
             shared,
             links: HashMap::new(),
             statistics: Statistics::default(),
+            rivals: Rivals::default(),
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
             room: Room::default(),
@@ -215,18 +218,10 @@ impl Core {
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
-                let head = self.head();
-                let join_text = Join {
-                    node: self.me,
-                    port: self.port,
-                    sequence: head.sequence,
-                    position: 0,
-                    tree: Some(head.name.clone()),
-                };
-                match (self.mail.question(&Datagram::Join(join_text), 0), join) {
-                    (Ok(bytes), JoinAim::Broadcast) => self.errands.push(Errand::Broadcast(bytes)),
-                    (Ok(bytes), JoinAim::Unicast(addr)) => self.errands.push(Errand::Datagram(addr, bytes)),
-                    (Err(error), _) => tracing::error!(%error, "no random bytes for a question"),
+                let Some(bytes) = self.question() else { return };
+                match join {
+                    JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
+                    JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
                 }
             }
             Output::Welcome { to, peers } => {
@@ -270,6 +265,15 @@ impl Core {
                 self.waiting.fail_object(object, why);
             }
         }
+    }
+
+    /// Who has this tree?
+    pub fn question(&mut self) -> Option<Vec<u8>> {
+        let head = self.head();
+        let tree = Some(head.name.clone());
+        let join = Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree };
+        let question = self.mail.question(&Datagram::Join(join), 0);
+        question.inspect_err(|error| tracing::error!(%error, "no random bytes for a question")).ok()
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -465,6 +469,7 @@ impl Core {
                 ("joins", counters.joins),
                 ("malformed_datagrams", self.statistics.malformed),
                 ("malformed_frames", self.statistics.malformed_frames),
+                ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
                 ("foreign_datagrams", self.statistics.foreign),
                 ("repeated_datagrams", self.statistics.repeated),

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::{RunError, live, ram_bytes, runtime_dir, secret};
+use super::{RunError, find, live, ram_bytes, runtime_dir, secret};
 use crate::cli::{FileSettings, NodeArgs};
 use crate::control::client::{ClientError, NodeSocket, nodes_in};
 use crate::control::server::failure_in;
@@ -41,7 +41,7 @@ impl Access {
         // Not before it is needed: whoever may ask this host's nodes need not be able to read it.
         secret::read(&mut net)?;
         let runtime = live::runtime()?;
-        let found = live::find(&net, tree, RETRY_BY_HAND)?;
+        let found = find::find(&net, tree, RETRY_BY_HAND)?;
         let node = live::join(found, &net, &cache)?;
         runtime.block_on(node.reached(&net))?;
         let node = Arc::new(node);

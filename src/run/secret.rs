@@ -24,6 +24,8 @@ pub enum SecretError {
     Exists(PathBuf),
     #[error("cannot write the secret file {path:?}: {reason}")]
     Unwritable { path: PathBuf, reason: io::Error },
+    #[error("the system has no random bytes: {0}")]
+    NotRandom(io::Error),
 }
 
 /// Reads the secret where a file is named.
@@ -49,11 +51,17 @@ fn read_from(path: &Path) -> Result<Secret, SecretError> {
     text.parse().map_err(|reason| SecretError::Malformed { path: path.to_owned(), reason })
 }
 
-/// A secret that nobody had before, in a file that only its user can read.
+/// A secret that nobody had before.
+pub fn draw() -> Result<Secret, SecretError> {
+    let mut random = [0; SECRET];
+    getrandom::fill(&mut random).map_err(|error| SecretError::NotRandom(error.into()))?;
+    Ok(Secret::from_bytes(random))
+}
+
+/// A new secret in a new file that only its user can read.
 pub fn make(path: &Path) -> Result<(), SecretError> {
     let unwritable = |reason| SecretError::Unwritable { path: path.to_owned(), reason };
-    let mut random = [0; SECRET];
-    getrandom::fill(&mut random).map_err(|error| unwritable(error.into()))?;
+    let secret = draw()?;
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -61,7 +69,7 @@ pub fn make(path: &Path) -> Result<(), SecretError> {
         }
         Err(error) => return Err(unwritable(error)),
     };
-    let text = format!("{}\n", Secret::from_bytes(random).reveal());
+    let text = format!("{}\n", secret.reveal());
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(unwritable)
 }
 

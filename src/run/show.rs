@@ -72,7 +72,7 @@ fn mode(mode: u32) -> String {
 
 /// The time of this host's zone as `ls --time-style=long-iso` writes it; seconds where the year is beyond counting.
 #[allow(unsafe_code)]
-fn local_time(seconds: i64) -> String {
+pub fn local_time(seconds: i64) -> String {
     // SAFETY: all-zero bytes are a valid `tm`, and both pointers are of this function's own variables. The zone is read
     // from the environment, which this program never changes.
     let (parts, known) = unsafe {
