@@ -236,6 +236,10 @@ pub struct NodeArgs {
     /// Send to at most so many others at once [default: as is fastest]
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
+
+    /// Join only those with this file's secret, and encrypt what is sent
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -253,12 +257,14 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            secret_file: self.secret_file.or(below.secret_file),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, secret_file: None, ..self.clone() }
+            == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -280,6 +286,8 @@ impl NodeArgs {
             key: self.key,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            secret_file: self.secret_file,
+            ..NetSettings::default()
         }
     }
 }

@@ -52,6 +52,9 @@ pub struct Status {
     pub key_fingerprint: String,
     /// The UDP and TCP port that peers reach this node at.
     pub port: u16,
+    /// Whether only nodes with its secret can join the swarm, and what they send is encrypted.
+    #[serde(default)]
+    pub private: bool,
     /// The directory that an origin serves.
     pub directory: Option<PathText>,
     /// Where the tree is mounted.

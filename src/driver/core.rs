@@ -20,6 +20,8 @@ use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
+use crate::net::channel::{Room, Suites};
+use crate::net::mail::Mail;
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
@@ -46,6 +48,10 @@ pub struct Core {
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
+    /// What encrypted links use in turn.
+    pub room: Room,
+    pub suites: Suites,
+    pub mail: Mail,
     pub waiting: Waiting,
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
@@ -85,6 +91,14 @@ pub struct Statistics {
     pub malformed: u64,
     pub malformed_frames: u64,
     pub unexpected: u64,
+    /// Datagrams of nodes with another secret, or with none where this one has one.
+    pub foreign: u64,
+    /// Sealed datagrams that came again.
+    pub repeated: u64,
+    /// Connections by others than the swarm's nodes.
+    pub strangers: u64,
+    /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
+    pub told: [bool; 3],
 }
 
 pub type Handle = Rc<RefCell<Core>>;
@@ -137,6 +151,9 @@ impl Core {
             rivals: Rivals::default(),
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
+            room: Room::default(),
+            suites: if net.without_aes { Suites::without_aes() } else { Suites::of_this_machine() },
+            mail: Mail::new(net.secret.as_ref(), began),
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
             tree,
@@ -201,7 +218,7 @@ impl Core {
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
-                let bytes = self.question();
+                let Some(bytes) = self.question() else { return };
                 match join {
                     JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
                     JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
@@ -210,7 +227,10 @@ impl Core {
             Output::Welcome { to, peers } => {
                 let head = (*self.head()).clone();
                 let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-                self.errands.push(Errand::Datagram(to, Datagram::Peers(Box::new(welcome)).encode()));
+                match self.mail.answer(to, &Datagram::Peers(Box::new(welcome))) {
+                    Ok(bytes) => self.errands.push(Errand::Datagram(to, bytes)),
+                    Err(error) => tracing::error!(%error, "no random bytes for an answer"),
+                }
             }
             Output::Receive { link, transfer, run, size } => {
                 if let Some(io) = self.links.get_mut(&link) {
@@ -248,10 +268,12 @@ impl Core {
     }
 
     /// Who has this tree?
-    pub fn question(&self) -> Vec<u8> {
+    pub fn question(&mut self) -> Option<Vec<u8>> {
         let head = self.head();
         let tree = Some(head.name.clone());
-        Datagram::Join(Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree }).encode()
+        let join = Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree };
+        let question = self.mail.question(&Datagram::Join(join), 0);
+        question.inspect_err(|error| tracing::error!(%error, "no random bytes for a question")).ok()
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -430,6 +452,7 @@ impl Core {
         let (pages, page_bytes) = self.node.pages_held();
         let snapshot = Snapshot {
             port: self.port,
+            private: self.net.secret.is_some(),
             peers: neighbours.collect(),
             chunks_held: self.node.chunks_held() as u64,
             cache_used: self.node.reserved_blocks() as u64 * BLOCK as u64 + page_bytes,
@@ -448,6 +471,9 @@ impl Core {
                 ("malformed_frames", self.statistics.malformed_frames),
                 ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
+                ("foreign_datagrams", self.statistics.foreign),
+                ("repeated_datagrams", self.statistics.repeated),
+                ("strangers", self.statistics.strangers),
                 ("pages_held", pages as u64),
             ],
         };

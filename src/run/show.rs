@@ -129,6 +129,9 @@ fn paragraph(status: &Status) -> String {
         let _ = writeln!(text, "  {name:<12}{value}");
     };
     row("key", format!("{}, version {} of the tree", status.key_fingerprint, status.sequence));
+    if status.private {
+        row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
+    }
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)

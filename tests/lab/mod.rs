@@ -19,6 +19,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub mod capture;
 pub mod chain;
 mod process;
 pub mod race;
