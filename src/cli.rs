@@ -37,7 +37,7 @@ pub use options::{OptionError, ignored_words, mount_words};
 /// reads, so the tree leaves its origin about once, however many read it. Nodes find each other by UDP broadcast: there
 /// is nothing to configure.
 ///
-/// Whoever is on the same network can read what is served.
+/// Whoever is on the same network can read what is served, unless its nodes have a secret.
 #[derive(Parser, Debug)]
 #[command(name = "swarmfs", version, max_term_width = 80, disable_help_subcommand = true, subcommand_required = true)]
 #[command(after_help = EXAMPLES, arg_required_else_help = false)]
@@ -108,8 +108,9 @@ pub struct ServeArgs {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
-cache=SIZE, key=KEY, head=HASH and log_file=FILE as the options above; hard (reads wait for
-an origin that is away, the default) or soft with timeo=TIME (they fail);
+cache=SIZE, key=KEY, head=HASH, secret_file=FILE, upload=RATE, upload_slots=N
+and log_file=FILE as the options above; hard (reads wait for an origin that is
+away, the default) or soft with timeo=TIME (they fail);
 retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
 allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.

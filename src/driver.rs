@@ -2,8 +2,9 @@
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
-//! the node and carries out what it decides, `arrive` checks what comes in, `links` moves bytes between a connection and
-//! the core, `upload` limits how many, `tasks` waits for everything else, `waiting` keeps who waits for what.
+//! the node and carries out what it decides, `arrive` checks what comes in, `greet` lets in who has the swarm's secret,
+//! `links` moves bytes between a connection and the core, `upload` limits how many, `tasks` waits for everything else,
+//! `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
