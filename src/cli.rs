@@ -18,7 +18,7 @@ use crate::keys::PublicKey;
 use crate::settings::{
     self, CacheSettings, MountSettings, NetSettings, PathSpec, RETRY_BY_HAND, ServeSettings, TreeSpec, Unfit,
 };
-use crate::wire::head::TreeName;
+use crate::wire::head::{PageHash, TreeName};
 
 mod file;
 mod helper;
@@ -108,9 +108,9 @@ pub struct ServeArgs {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
-cache=SIZE, key=KEY, secret_file=FILE, upload=RATE, upload_slots=N and
-log_file=FILE as the options above; hard (reads wait for an origin that is away,
-the default) or soft with timeo=TIME (they fail);
+cache=SIZE, key=KEY, head=HASH, secret_file=FILE, upload=RATE, upload_slots=N
+and log_file=FILE as the options above; hard (reads wait for an origin that is
+away, the default) or soft with timeo=TIME (they fail);
 retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
 allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.
@@ -140,6 +140,9 @@ pub struct MountArgs {
     pub log_file: Option<PathBuf>,
 
     #[command(flatten)]
+    pub pin: PinArgs,
+
+    #[command(flatten)]
     pub node: NodeArgs,
 }
 
@@ -166,6 +169,9 @@ pub struct LsArgs {
     pub path: PathSpec,
 
     #[command(flatten)]
+    pub pin: PinArgs,
+
+    #[command(flatten)]
     pub node: NodeArgs,
 }
 
@@ -179,6 +185,9 @@ pub struct CatArgs {
     /// TREE:/PATH, or PATH in the one tree on the network
     #[arg(value_name = "PATH", required = true, value_parser = OsStringValueParser::new().try_map(path_spec))]
     pub paths: Vec<PathSpec>,
+
+    #[command(flatten)]
+    pub pin: PinArgs,
 
     #[command(flatten)]
     pub node: NodeArgs,
@@ -200,6 +209,14 @@ pub struct StatusArgs {
 pub struct CompletionsArgs {
     #[arg(value_name = "SHELL")]
     pub shell: Shell,
+}
+
+/// What every reader takes.
+#[derive(Args, Debug, Clone, Default, PartialEq, Eq)]
+pub struct PinArgs {
+    /// Take the tree in this state only, whatever it becomes
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<PageHash>,
 }
 
 /// What every node takes.
@@ -285,6 +302,7 @@ impl NodeArgs {
             broadcast: self.broadcast,
             peers: self.peer,
             key: self.key,
+            head: None,
             upload: self.upload,
             upload_slots: self.upload_slots,
             secret_file: self.secret_file,
@@ -312,10 +330,11 @@ pub struct MountRequest {
 
 impl MountArgs {
     pub fn settings(self, file: &FileSettings, ram_bytes: u64, root: bool) -> Result<MountRequest, OptionError> {
-        let MountArgs { tree, dir, foreground, options, log_file, node } = self;
+        let MountArgs { tree, dir, foreground, options, log_file, pin, node } = self;
         let words = Words { options: &options, sloppy: false, retry: RETRY_BY_HAND };
         let mut request = words.settings(tree, dir, node, file, ram_bytes, root)?;
         request.mount.foreground = foreground;
+        request.net.head = pin.head.or(request.net.head);
         request.log_file = log_file.or(request.log_file);
         Ok(request)
     }
@@ -349,7 +368,8 @@ impl Words<'_> {
         if draft.delay_connect && tree.is_none() {
             return Err(OptionError::DelayWithoutTree);
         }
-        let (net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
+        let (mut net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
+        net.head = draft.head;
         let (source, tree, subdir) = match tree {
             Some(TreeSpec { text, tree, subdir }) => (Some(text), Some(tree), subdir),
             None => (None, None, PathBuf::new()),
@@ -474,18 +494,19 @@ mod tests {
     #[test]
     fn options_and_words_say_the_same() {
         let key = OriginKey::from_seed(&[1; 32]).public();
+        let head = PageHash([0xa5; 32]);
         let options = mount(&format!(
             "swarmfs mount /mnt --interface eth0 --interface eth1 --port 20000 --broadcast 10.0.0.255 \
-             --peer a --peer b:7 --cache 64M --key {key}"
+             --peer a --peer b:7 --cache 64M --key {key} --head {head}"
         ));
         let words = mount(&format!(
             "swarmfs mount /mnt -o interface=eth0,interface=eth1,port=20000,broadcast=10.0.0.255 \
-             -o peer=a,peer=b:7,cache=64M,key={key}"
+             -o peer=a,peer=b:7,cache=64M,key={key},head={head}"
         ));
         assert_eq!(options, words);
         assert_eq!(words.1.peers, [("a".to_owned(), 19024), ("b".to_owned(), 7)]);
         assert_eq!(words.2.budget_bytes, 64 << 20);
-        assert_eq!(words.1.key, Some(key));
+        assert_eq!((words.1.key, words.1.head), (Some(key), Some(head)));
     }
 
     #[test]
@@ -535,6 +556,7 @@ mod tests {
             ("timeo=5", "option timeo: only a soft mount gives up: add soft"),
             ("cache=1M", "option cache=1M: expected at least 32M"),
             ("key=12", "option key=12: not a public key"),
+            ("head=12", "option head=12: expected the 64 hex digits"),
             ("port=0", "option port=0: expected a number from 1"),
             ("delay_connect", "option delay_connect needs a tree's name"),
             ("uid=root", "option uid=root: expected a number"),

@@ -46,6 +46,8 @@ pub struct Status {
     pub tree: String,
     /// Which version of the tree: grows with every change.
     pub sequence: u64,
+    /// The catalogue's root page by its hash: what `--head` pins.
+    pub head: String,
     /// The origin's public key, 64 hex digits.
     pub key: String,
     /// Its short form, for people to compare.
@@ -189,6 +191,7 @@ mod tests {
                 pid: std::process::id(),
                 tree: "images".to_owned(),
                 sequence: u64::MAX,
+                head: "5a".repeat(32),
                 peers: (0..300).map(|n| Peer { address: format!("10.0.0.{n}:19024"), ..Peer::default() }).collect(),
                 ..Status::default()
             }

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::keys::PublicKey;
 use crate::secret::Secret;
-use crate::wire::head::TreeName;
+use crate::wire::head::{PageHash, TreeName};
 
 pub mod quantity;
 
@@ -63,6 +63,8 @@ pub struct NetSettings {
     pub peers: Vec<(String, u16)>,
     /// The one key trusted. None: the first one seen, which whoever answers first can choose.
     pub key: Option<PublicKey>,
+    /// The one state of the tree that is wanted, by its catalogue's root page. None: the newest, and whatever it becomes.
+    pub head: Option<PageHash>,
     /// The most bytes a second that the node sends to others. None: as fast as its links are.
     pub upload: Option<u64>,
     /// How many others it serves at once, at least 1. None: as many as the policy finds best.

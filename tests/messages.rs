@@ -166,6 +166,9 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
         &format!("mount images: /mnt --key {stranger} -o retry=1s"),
         "the tree \"images\" is offered with another key than the one given with --key",
     );
+    let head = "5a".repeat(32);
+    let message = "the tree \"images\" is not in the state asked for";
+    table.fails(node, &format!("mount images: /mnt --head {head}"), message);
     let tree = lab.scratch().join("images");
     let tree = tree.to_str().expect("build directories have plain names");
     table.fails(

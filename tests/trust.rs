@@ -83,7 +83,7 @@ fn the_first_key_is_remembered_and_another_is_refused_until_it_is_accepted() {
 fn an_origin_hears_of_a_rival_and_readers_go_on_with_the_key_they_know() {
     let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
     let (tree, origin, impostor, reader) = (tree(&lab), lab.origin(), lab.host(1), lab.host(2));
-    let serving = swarm::serve(origin, &tree, "images", &[]);
+    let mut serving = swarm::serve(origin, &tree, "images", &[]);
     done(reader, &["ls", "images:"]);
     let rival = swarm::start(impostor, &["serve", tree.to_str().unwrap(), "--name", "images"]);
     let ((_, mine), (_, theirs)) = (key_of(origin), key_of(impostor));
@@ -95,7 +95,7 @@ fn an_origin_hears_of_a_rival_and_readers_go_on_with_the_key_they_know() {
         "{said}"
     );
     // The one that was there before asks now and then; a restart asks at once.
-    drop(serving);
+    serving.kill();
     let serving = swarm::start(origin, &["serve", tree.to_str().unwrap(), "--name", "images"]);
     says(&serving, &theirs);
 }
@@ -113,4 +113,32 @@ fn a_host_that_cannot_remember_trusts_all_the_same_and_says_so() {
     reader.sh(SOON, "echo nonsense > /run/state/trees/images/trusted");
     let said = done(reader, &["ls", "images:"]);
     assert!(said.contains("is damaged") && said.contains("first one seen"), "{said}");
+}
+
+#[test]
+fn a_state_that_was_asked_for_is_what_is_shown_whatever_the_tree_becomes() {
+    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
+    let (tree, origin, reader, mounted) = (tree(&lab), lab.origin(), lab.host(1), lab.host(2));
+    let head = |serving: &Running| {
+        let log = serving.log();
+        log.lines().find_map(|line| line.strip_prefix("head ")).expect("serve prints the head").to_owned()
+    };
+    let mut serving = swarm::serve(origin, &tree, "images", &[]);
+    let first = head(&serving);
+    let mount = swarm::mount(mounted, "images", &["-o", &format!("head={first}")]);
+    assert!(done(mounted, &["status"]).contains(&first));
+    assert!(done(reader, &["ls", "images:", "--head", &first]).contains("hello"));
+
+    serving.kill();
+    std::fs::write(tree.join("added"), "later").unwrap();
+    let serving = swarm::serve(origin, &tree, "images", &[]);
+    let second = head(&serving);
+    assert!(done(reader, &["ls", "images:", "--head", &second]).contains("added"));
+    says(&mount, "the state that was asked for stays");
+    assert_eq!(mounted.sh(SOON, &format!("ls {0}; cat {0}/hello", swarm::MOUNT)), "hello\nhello");
+    let none = "5a".repeat(32);
+    let said = refused(reader, &["ls", "images:", "--head", &none]);
+    assert!(said.contains(&none) && said.contains(&second) && said.contains("not in the state asked for"), "{said}");
+    // What one still shows another can have too.
+    assert!(!done(reader, &["ls", "images:", "--head", &first]).contains("added"));
 }

@@ -12,15 +12,17 @@ use crate::settings::{
     CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
     parse_port, parse_slots, parse_umask,
 };
+use crate::wire::head::{NotAHash, PageHash};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 33] = [
+const WORDS: [(&str, Option<&str>); 34] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
     ("peer", Some("peer=origin.example")),
     ("cache", Some("cache=128M")),
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("head", Some("head=HASH, with the 64 hex digits that `swarmfs status` shows as the tree's head")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
     ("secret_file", Some("secret_file=/etc/swarmfs/secret")),
@@ -121,6 +123,8 @@ pub enum OptionError {
     Unfit { word: &'static str, unfit: Unfit },
     #[error("option key={value}: {reason}")]
     Key { value: String, reason: NotAKey },
+    #[error("option head={value}: {reason}")]
+    Head { value: String, reason: NotAHash },
     #[error("option timeo: only a soft mount gives up: add soft, or leave timeo out")]
     TimeoWithoutSoft,
 }
@@ -129,6 +133,7 @@ pub enum OptionError {
 #[derive(Default)]
 pub struct Draft {
     pub node: NodeArgs,
+    pub head: Option<PageHash>,
     pub log_file: Option<PathBuf>,
     pub allow_other: bool,
     pub suid: bool,
@@ -205,6 +210,10 @@ impl Draft {
                 let key: Result<PublicKey, NotAKey> = value.parse();
                 self.node.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
             }
+            "head" => {
+                let head: Result<PageHash, NotAHash> = value.parse();
+                self.head = Some(head.map_err(|reason| OptionError::Head { value: value.to_owned(), reason })?);
+            }
             _ => unreachable!("{word} is listed in WORDS with a value"),
         }
         Ok(())
@@ -250,6 +259,7 @@ mod tests {
         for (word, example) in WORDS {
             let text = match example {
                 Some(_) if word == "key" => format!("key={key}"),
+                Some(_) if word == "head" => format!("head={}", PageHash([7; 32])),
                 Some(example) => example.to_owned(),
                 None => word.to_owned(),
             };

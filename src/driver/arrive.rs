@@ -202,7 +202,14 @@ impl Core {
             tracing::warn!(%from, "another host serves this tree with the same key: only one may sign what changes");
         }
         if welcome.head.sequence > head.sequence && self.tree.is_none() {
-            self.adopt(welcome.head.clone());
+            match self.net.head.filter(|pinned| *pinned != welcome.head.root) {
+                None => self.adopt(welcome.head.clone()),
+                Some(pinned) if welcome.head.sequence > self.passed_over => {
+                    self.passed_over = welcome.head.sequence;
+                    tracing::info!(now = %welcome.head.root, %pinned, "the tree changed; the state that was asked for stays");
+                }
+                Some(_) => {}
+            }
         }
         self.handle(Input::Welcome { from, welcome });
     }

@@ -45,6 +45,8 @@ pub struct Core {
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
     pub rivals: Rivals,
+    /// Of the newest head that was not adopted, since another one is pinned.
+    pub passed_over: u64,
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
@@ -149,6 +151,7 @@ impl Core {
             links: HashMap::new(),
             statistics: Statistics::default(),
             rivals: Rivals::default(),
+            passed_over: 0,
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
             room: Room::default(),

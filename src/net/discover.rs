@@ -18,7 +18,7 @@ use crate::settings::NetSettings;
 use crate::state::Known;
 use crate::wire::datagram::{Datagram, Join, MAX_DATAGRAM, Welcome};
 use crate::wire::frame::NodeId;
-use crate::wire::head::{TreeHead, TreeName};
+use crate::wire::head::{PageHash, TreeHead, TreeName};
 
 /// How long after the first answer others are waited for: another origin, or another key, must be noticed.
 const MORE: Duration = Duration::from_millis(250);
@@ -99,6 +99,8 @@ pub enum DiscoverError {
     WrongKey(Vec<Offer>),
     #[error("the tree is offered with another key than the one remembered")]
     KeyChanged { tree: TreeName, known: Known, offers: Vec<Offer> },
+    #[error("the tree is offered in another state than the one given")]
+    OtherHead { wanted: PageHash, offers: Vec<(Offer, PageHash)> },
     #[error("the tree is not offered")]
     TreeMissing { trees: Vec<Offer> },
     #[error("cannot use the network: {0}")]
@@ -195,7 +197,8 @@ pub fn discover_known(
             answers.insert(welcome.node, (from, *welcome));
         }
     }
-    choose(answers.into_values().collect(), tree, net.key, remembered, tried)
+    let answers = answers.into_values().collect();
+    choose(answers, tree, net.key, remembered, tried)?.pinned(net.head)
 }
 
 /// The key given counts, else the one remembered; where there is neither, any.
@@ -241,6 +244,21 @@ fn choose(
     Ok(Found { head, offers: offers(&trusted), strange: offers(&strange), answers: trusted })
 }
 
+impl Found {
+    /// The same where one state of the tree is wanted.
+    fn pinned(self, wanted: Option<PageHash>) -> Result<Found, DiscoverError> {
+        let Some(wanted) = wanted else { return Ok(self) };
+        let fits = self.answers.iter().map(|(_, welcome)| &welcome.head).filter(|head| head.root == wanted);
+        if let Some(head) = fits.max_by_key(|head| head.sequence).cloned() {
+            return Ok(Found { head: Arc::new(head), ..self });
+        }
+        let of = |(from, welcome): &(SocketAddr, Welcome)| {
+            offers(&[(*from, welcome.clone())]).pop().map(|offer| (offer, welcome.head.root))
+        };
+        Err(DiscoverError::OtherHead { wanted, offers: self.answers.iter().filter_map(of).collect() })
+    }
+}
+
 /// Why the tree is not taken from those who have another key than the trusted one.
 fn refusal(strange: &[(SocketAddr, Welcome)], key: Option<PublicKey>, remembered: Remembered) -> DiscoverError {
     let tree = &strange[0].1.head.name;
@@ -274,7 +292,7 @@ mod tests {
 
     use super::*;
     use crate::keys::OriginKey;
-    use crate::wire::head::{PageHash, Totals};
+    use crate::wire::head::Totals;
 
     fn answer(host: u8, tree: &str, key: u8, sequence: u64) -> (SocketAddr, Welcome) {
         let secret = OriginKey::from_seed(&[key; 32]);
@@ -356,5 +374,25 @@ mod tests {
         // A tree that nothing is remembered of is not taken just because the other one's key changed.
         let both = choose(&[answer(2, "a", 2, 1), answer(4, "b", 7, 1)], None);
         assert!(matches!(both, Err(DiscoverError::SeveralTrees(offers)) if offers.len() == 2));
+    }
+
+    #[test]
+    fn of_several_states_the_one_asked_for_is_taken_and_no_other() {
+        let secret = OriginKey::from_seed(&[1; 32]);
+        let at = |host: u8, sequence, root| {
+            let (from, mut welcome) = answer(host, "a", 1, 0);
+            welcome.head = TreeHead::sign("a".parse().unwrap(), sequence, root, 0, Totals::default(), &secret);
+            (from, welcome)
+        };
+        let [old, new, none] = [1, 2, 3].map(|byte| PageHash([byte; 32]));
+        let found = || choose(vec![at(1, 9, new), at(2, 5, old)], None, None, NOTHING, Tried::default()).unwrap();
+        assert_eq!(found().pinned(None).unwrap().head.root, new);
+        assert_eq!(found().pinned(Some(old)).unwrap().head.root, old);
+        let refused = found().pinned(Some(none));
+        assert!(
+            matches!(&refused, Err(DiscoverError::OtherHead { wanted, offers })
+                if *wanted == none && offers.len() == 2 && offers.iter().any(|(_, root)| *root == new)),
+            "{refused:?}"
+        );
     }
 }

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::{RunError, find, live, ram_bytes, runtime_dir, secret};
-use crate::cli::{FileSettings, NodeArgs};
+use crate::cli::{FileSettings, NodeArgs, PinArgs};
 use crate::control::client::{ClientError, NodeSocket, nodes_in};
 use crate::control::server::failure_in;
 use crate::control::{Entry, Node, Status};
@@ -32,9 +32,10 @@ pub enum Access {
 impl Access {
     /// Finds a node of this host that has the tree, or starts one. What says where to look on the network (interface,
     /// port, broadcast, peer) says that this host's nodes are not meant.
-    pub fn to(tree: Option<&TreeName>, args: NodeArgs, file: &FileSettings) -> Result<Access, RunError> {
+    pub fn to(tree: Option<&TreeName>, pin: PinArgs, args: NodeArgs, file: &FileSettings) -> Result<Access, RunError> {
         let anywhere = args.says_nowhere();
         let (mut net, cache) = args.with(file).settings(ram_bytes());
+        net.head = pin.head;
         if anywhere && let Some(socket) = node_of_this_host(tree, &net)? {
             return Ok(Access::Through(socket));
         }
@@ -111,6 +112,7 @@ fn choose(
             && tree.is_none_or(|tree| tree.as_str() == status.tree)
             // A tree that anybody could have made up is not what was asked for.
             && (status.private || net.secret_file.is_none())
+            && net.head.is_none_or(|head| head.to_string() == status.head)
             && key.as_ref().is_none_or(|key| *key == status.key)
     };
     let mut nodes = nodes.into_iter().filter(|(_, status)| fits(status));

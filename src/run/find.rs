@@ -89,6 +89,17 @@ pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>
             local_time(known.since_s),
             lines(offers, true)
         ),
+        DiscoverError::OtherHead { wanted: pinned, offers } => {
+            let mut lines: Vec<String> =
+                offers.iter().map(|(offer, head)| format!("{}: head {head}", offer.host.ip())).collect();
+            lines.sort();
+            lines.dedup();
+            format!(
+                "{wanted} is not in the state asked for, head {pinned}, but in another:{}\nHave the origin serve it as \
+                 it was, or ask for the head that `swarmfs status` shows there",
+                super::show::indented(&lines)
+            )
+        }
         DiscoverError::TreeMissing { trees } => {
             format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
         }

@@ -171,6 +171,7 @@ impl Node for Live {
             role: self.role,
             tree: head.name.to_string(),
             sequence: head.sequence,
+            head: head.root.to_string(),
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
             port: now.port,

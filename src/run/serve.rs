@@ -64,6 +64,7 @@ fn announce(dir: &Path, head: &TreeHead) -> io::Result<()> {
     let (entries, bytes) = (head.totals.rows, show_size(head.totals.bytes));
     writeln!(out, "serving {} as {}: {entries} entries, {bytes}", dir.display(), head.name)?;
     writeln!(out, "key {} ({})", head.key, head.key.fingerprint())?;
+    writeln!(out, "head {}", head.root)?;
     out.flush()
 }
 

@@ -134,6 +134,7 @@ fn paragraph(status: &Status) -> String {
     if status.private {
         row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
     }
+    row("head", status.head.clone());
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)
@@ -241,6 +242,7 @@ mod tests {
             pid: 7,
             port: 19025,
             sequence: 9,
+            head: "5a5a".to_owned(),
             key_fingerprint: "0011-2233-4455-6677".to_owned(),
             mountpoint: Some("/mnt".to_owned()),
             peers: vec![
@@ -262,6 +264,7 @@ mod tests {
             table(&[status], Path::new("/run/swarmfs")),
             "images (mounted on /mnt, pid 7, port 19025)\n  \
              key         0011-2233-4455-6677, version 9 of the tree\n  \
+             head        5a5a\n  \
              cache       48.0 MiB of 64.0 MiB, 3 chunks\n  \
              received    1.0 GiB from the origin, 5 B from peers\n  \
              sent        0 B to peers\n  \

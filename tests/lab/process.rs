@@ -36,7 +36,13 @@ impl Running {
 
     /// Sends the program a signal by name, as in `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        let mut command = Command::new("kill");
+        command.arg(format!("-{name}")).arg(self.pid().to_string());
+        if name == "CONT" {
+            // Its `nsenter` stopped itself when it did.
+            command.arg(self.child.id().to_string());
+        }
+        let status = command.status();
         assert!(status.expect("kill(1) is installed").success(), "{} is no more", self.what);
     }
 

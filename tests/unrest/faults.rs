@@ -91,9 +91,11 @@ impl<'a> World<'a> {
         for node in &mut self.nodes {
             node.go_on();
         }
-        if self.origin.is_none() {
-            self.start_origin();
+        // One that ran through it all need not have noticed every change: it lists the tree when it starts.
+        if let Some(program) = self.origin.take() {
+            kill(program);
         }
+        self.start_origin();
         for index in 0..self.nodes.len() {
             if self.nodes[index].program.is_none() {
                 self.nodes[index].mount();
@@ -147,11 +149,11 @@ impl<'a> World<'a> {
         if node.stopped || node.veteran {
             return format!("{name} is left alone");
         }
-        let Some(mut program) = node.program.take() else { return format!("{name} does not run") };
+        let Some(program) = node.program.take() else { return format!("{name} does not run") };
         node.life.disturb();
         match random.u32(..5) {
             0 | 1 => {
-                program.kill();
+                kill(program);
                 return format!("{name} is killed");
             }
             2 => program.signal("TERM"),
@@ -162,7 +164,7 @@ impl<'a> World<'a> {
                     return format!("{name} is unmounted lazily");
                 }
                 // It was not mounted yet.
-                program.kill();
+                kill(program);
                 return format!("{name} is killed while it mounts");
             }
             _ => {
@@ -186,8 +188,8 @@ impl<'a> World<'a> {
 
     fn kill_or_start_the_origin(&mut self) -> String {
         match self.origin.take() {
-            Some(mut program) => {
-                program.kill();
+            Some(program) => {
+                kill(program);
                 "the origin is killed".to_owned()
             }
             None => {
@@ -261,6 +263,12 @@ impl<'a> World<'a> {
             panic!("{} ended by itself: {status}\n{}", origin.what(), origin.log());
         }
     }
+}
+
+/// It is gone when this returns, and with it what it held.
+fn kill(mut program: Running) {
+    program.signal("KILL");
+    program.wait(SOON);
 }
 
 impl Node<'_> {
