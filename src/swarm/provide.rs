@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::bits::Bits;
 use super::link::{Offer, Upload, by_chunk};
 use super::policy::WHOLE;
-use super::{LinkId, Node, Output, Time, Transmit};
+use super::{LinkId, Node, Output, Table, Time, Transmit};
 use crate::chunk::{
     BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId,
     block_len, blocks_of,
@@ -23,16 +23,20 @@ const FAST: u64 = 60_000_000;
 /// Segments that an origin reads at once: one is hashed while the next is read.
 pub const PREPARING: usize = 4;
 /// Transfers that one neighbour may pull at once.
-const PULLED: usize = 32;
+pub const PULLED: usize = 32;
 /// Transfers to all neighbours at once, beyond which nothing can be pulled.
 const MOST_UPLOADS: usize = 96;
 /// Headers that one neighbour may wait for.
-const HEADER_WAITS: usize = 64;
+pub const HEADER_WAITS: usize = 64;
 /// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
 /// than anybody could pass them on.
 const MAX_SENT: usize = 4096;
 /// Chunks whose copies are counted. A peer can name as many as it likes; those beyond count as if nobody had them.
 const MAX_COPIES: usize = 8192;
+/// Pulls that wait for an object's size, which the tree says in the same batch.
+const MAX_PARKED: usize = 1024;
+/// Objects, and segments, that could not be read and are remembered as such.
+pub const MAX_FAILED: usize = 4096;
 /// An offer not answered for so long is withdrawn.
 const UNANSWERED: u64 = 3_000_000;
 /// How long it is believed that an object cannot be read: a disk recovers, a file is put back.
@@ -73,6 +77,17 @@ impl Provide {
     /// Whether some of a chunk is being read from disk: then its place in the store must stay.
     pub fn is_prepared(&self, chunk: ChunkId) -> bool {
         self.preparing.iter().any(|segment| segment.chunk() == chunk)
+    }
+
+    pub fn tables(&self) -> [Table; 6] {
+        [
+            Table::new("chunks counted", self.copies.len(), MAX_COPIES),
+            Table::new("segments being read", self.preparing.len(), PREPARING),
+            Table::new("segments to be read later", self.later.len(), MAX_FAILED),
+            Table::new("objects that failed", self.failed.len(), MAX_FAILED),
+            Table::new("pulls parked", self.parked.len(), MAX_PARKED),
+            Table::new("runs sent lately", self.sent.len(), MAX_SENT),
+        ]
     }
 
     pub fn count(&mut self, chunk: ChunkId, bits: Bits) {
@@ -479,7 +494,7 @@ impl Node {
         if transfer & WANTED == 0 {
             return self.refuse_peer(id);
         }
-        if self.me.origin && !self.sizes.contains_key(&run.object) && self.provide.parked.len() < 1024 {
+        if self.me.origin && !self.sizes.contains_key(&run.object) && self.provide.parked.len() < MAX_PARKED {
             self.provide.parked.push((id, transfer, starving, run));
             return match self.provide.failed.get(&run.object) {
                 Some(_) => self.on_resolved(run.object, None),

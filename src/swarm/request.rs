@@ -10,7 +10,7 @@ use super::keep::Chunk;
 use super::link::by_chunk;
 use super::policy::WHOLE;
 use super::provide::MAX_SIZES;
-use super::{Input, LinkId, Node, Output, ReaderId, Time, Wanted};
+use super::{Input, LinkId, Node, Output, Policy, ReaderId, Table, Time, Wanted};
 use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, ObjectId, Run, SegmentId, blocks_of};
 use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 
@@ -18,6 +18,8 @@ use crate::wire::frame::{Frame, GoneReason, MAX_WINDOW, Refusal, WANTED};
 const MAX_DEMANDS: usize = 4096;
 /// How long somebody who refused a pull is not asked for the same segment.
 const REFUSED: u64 = 200_000;
+/// Such refusals: all pulls of all links, a few times in that time.
+const MAX_REFUSED: usize = 4096;
 /// A header that was asked for and has not come is asked for elsewhere: before blocks that wait for it count as stalled,
 /// so that whoever sends wrong ones and keeps the header back is found out.
 const HEADER_PATIENCE: u64 = 500_000;
@@ -90,6 +92,20 @@ impl Requests {
 
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    pub fn tables(&self, policy: &Policy) -> [Table; 6] {
+        // The least transfers weigh an eighth; pulls are not weighed.
+        let downloads =
+            (policy.downloads + policy.downloads_extra + policy.downloads_origin) * WHOLE + 2 * policy.pulls;
+        [
+            Table::new("transfers awaited", self.downloads.len(), downloads),
+            Table::new("demands", self.demands.len(), MAX_DEMANDS),
+            Table::new("headers awaited", self.headers.len(), 2 * downloads),
+            Table::new("chunks with losses", self.lost.len(), policy.budget_blocks as usize),
+            Table::new("refusals", self.refused.len(), MAX_REFUSED),
+            Table::new("chunks kept for others", self.pinned.len(), policy.pinned),
+        ]
     }
 
     /// What is under way, in eighths of a piece.
