@@ -308,6 +308,10 @@ impl Node {
     // ---- taking what is offered
 
     pub(super) fn on_offer(&mut self, id: LinkId, offer: u32, runs: Vec<Run>) {
+        // The number of a transfer that is under way would be two transfers at once.
+        if self.requests.downloads.iter().any(|download| download.link == id && download.transfer == offer) {
+            return self.refuse_peer(id);
+        }
         let from_origin = self.links.get(&id).is_some_and(|link| link.origin);
         let most = self.policy.downloads
             + self.policy.downloads_extra

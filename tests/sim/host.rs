@@ -8,6 +8,7 @@ use swarmfs::swarm::{Input, LinkId, Node, Policy, Wanted};
 use swarmfs::wire::frame::NodeId;
 use swarmfs::wire::head::PageHash;
 
+use super::conduct::Conduct;
 use super::net::Wire;
 use super::tree::Tree;
 
@@ -17,8 +18,7 @@ pub struct Setup {
     /// Bytes a second of its link, both ways.
     pub rate: u64,
     pub policy: Policy,
-    /// Sends wrong bytes to others.
-    pub liar: bool,
+    pub conduct: Conduct,
     pub readers: Vec<Plan>,
     /// Nanoseconds until it begins.
     pub start: u64,
@@ -189,6 +189,8 @@ pub struct Host {
     /// Blocks in the cache that take memory.
     pub solid: u32,
     pub incoming: BTreeMap<(LinkId, u32), Incoming>,
+    /// Transfers that it has promised and keeps others waiting for.
+    pub owing: Vec<(LinkId, u32)>,
     /// Whole blocks whose segment's header is not here yet.
     pub unchecked: BTreeMap<SegmentId, Vec<(LinkId, u32, BlockId, bool)>>,
     pub pages: BTreeSet<PageHash>,
@@ -279,6 +281,7 @@ impl Host {
             cache: BTreeMap::new(),
             solid: 0,
             incoming: BTreeMap::new(),
+            owing: Vec::new(),
             unchecked: BTreeMap::new(),
             pages: BTreeSet::new(),
             wake_at: None,
@@ -300,6 +303,7 @@ impl Host {
         self.cache.clear();
         self.solid = 0;
         self.incoming.clear();
+        self.owing.clear();
         self.unchecked.clear();
         self.pages.clear();
         self.readers.clear();
