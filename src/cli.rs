@@ -22,10 +22,12 @@ use crate::wire::head::TreeName;
 
 mod file;
 mod helper;
+mod key;
 mod options;
 
 pub use file::{FileError, FileSettings, file_keys};
 pub use helper::HelperArgs;
+pub use key::KeyArgs;
 use options::Draft;
 pub use options::{OptionError, ignored_words, mount_words};
 
@@ -71,6 +73,7 @@ pub enum Command {
     Ls(LsArgs),
     Cat(CatArgs),
     Status(StatusArgs),
+    Key(KeyArgs),
     Completions(CompletionsArgs),
 }
 
@@ -233,6 +236,10 @@ pub struct NodeArgs {
     /// Send to at most so many others at once [default: as is fastest]
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
+
+    /// Join only those with this file's secret, and encrypt what is sent
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -250,12 +257,14 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            secret_file: self.secret_file.or(below.secret_file),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, secret_file: None, ..self.clone() }
+            == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -277,6 +286,8 @@ impl NodeArgs {
             key: self.key,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            secret_file: self.secret_file,
+            ..NetSettings::default()
         }
     }
 }
@@ -549,6 +560,8 @@ mod tests {
             ("swarmfs umount", "<DIR>"),
             ("swarmfs statis", "'status'"),
             ("swarmfs status --key 1", "--key"),
+            ("swarmfs key --export a --import b", "cannot be used with"),
+            ("swarmfs key --force", "--export <FILE>|--import <FILE>"),
         ] {
             let message = refused(line);
             assert!(message.contains(expected), "{line}: {message}");
@@ -567,6 +580,8 @@ mod tests {
         let Ok(Command::Cat(args)) = parse("swarmfs cat images:/a b --peer origin") else { panic!() };
         assert_eq!(args.paths.len(), 2);
         assert!(matches!(parse("swarmfs umount /mnt"), Ok(Command::Umount(_))));
+        let Ok(Command::Key(args)) = parse("swarmfs key --import - --force") else { panic!() };
+        assert!(args.force && args.import == Some(PathBuf::from("-")));
         assert!(matches!(parse("swarmfs status --json"), Ok(Command::Status(StatusArgs { json: true }))));
         assert_eq!(Cli::try_parse_from(["swarmfs", "status", "-vv"]).unwrap().verbose, 2);
         assert_eq!(parse("swarmfs --version").unwrap_err().kind(), ErrorKind::DisplayVersion);

@@ -27,12 +27,14 @@ use crate::wire::head::{PageHash, TreeHead};
 
 mod arrive;
 mod core;
+mod greet;
 mod links;
+mod rivals;
 mod tasks;
 mod upload;
 mod waiting;
 
-pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
+pub use crate::net::discover::{DiscoverError, Found, Offer, discover, discover_known};
 pub use crate::swarm::ReaderId;
 
 /// How long work on other threads is waited for when the node ends.
@@ -95,6 +97,8 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub port: u16,
+    /// Whether the swarm has a secret.
+    pub private: bool,
     pub peers: Vec<Neighbour>,
     pub chunks_held: u64,
     pub cache_used: u64,
@@ -170,7 +174,7 @@ fn start(
         commands,
         tickets: AtomicU64::new(0),
         readers: AtomicU64::new(0),
-        snapshot: Mutex::new(Snapshot { port: sockets.port, ..Snapshot::default() }),
+        snapshot: Mutex::new(Snapshot { port: sockets.port, private: net.secret.is_some(), ..Snapshot::default() }),
         thread: Mutex::new(None),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

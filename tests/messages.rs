@@ -138,7 +138,7 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
     let stranger = OriginKey::from_seed(&[7; 32]).public();
     table.fails(
         node,
-        &format!("mount images: /mnt --key {stranger}"),
+        &format!("mount images: /mnt --key {stranger} -o retry=1s"),
         "the tree \"images\" is offered with another key than the one given with --key",
     );
     let tree = lab.scratch().join("images");
@@ -155,6 +155,13 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
     {
         let _impostor = swarm::serve(other, tree.as_ref(), "images", &[]);
         table.fails(node, "mount images: /mnt", "origins with different keys offer the tree \"images\"");
+    }
+    {
+        must(node, "ls images:");
+        let elsewhere = ["--port", "20100"];
+        let _changed = swarm::serve(other, tree.as_ref(), "images", &elsewhere);
+        let message = "the key of the tree \"images\" has changed";
+        table.fails(node, "mount images: /mnt --port 20100 -o retry=1s", message);
     }
     wait_until(SOON, "the impostor is gone", || other.pids_of("swarmfs").is_empty().then_some(()));
     let taken: Vec<TcpListener> = other
