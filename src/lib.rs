@@ -21,6 +21,8 @@ pub mod settings;
 pub mod wire;
 // decisions
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
+pub mod legacy;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod swarm;
 // effects
 pub mod driver;
