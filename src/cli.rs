@@ -72,6 +72,7 @@ pub enum Command {
     Cat(CatArgs),
     Status(StatusArgs),
     Completions(CompletionsArgs),
+    Xcat(XcatArgs),
 }
 
 /// Offer a directory tree to the network.
@@ -188,6 +189,37 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// Get one file, by the legacy protocol where nobody speaks another.
+///
+/// The swarm is asked first; where nobody answers for the path within 300 ms it is asked for by xcat's protocol, whose
+/// bytes are checked by a sum and by no signature. Meanwhile, and as long as --linger says, what was got is passed on. The
+/// program does this too where it is called xcat.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: swarmfs xcat ts7000/flash.dd | dd of=/dev/mmcblk0 bs=4M iflag=fullblock")]
+pub struct XcatArgs {
+    /// TREE:/PATH, or PATH below the root of whoever serves it
+    #[arg(value_name = "PATH", value_parser = OsStringValueParser::new().try_map(path_spec))]
+    pub path: PathSpec,
+
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Help others for so long after the last byte
+    #[arg(long, value_name = "SECONDS", value_parser = brief(settings::quantity::parse_duration))]
+    pub linger: Option<Duration>,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+impl XcatArgs {
+    /// Whether a program that was called by this name is the legacy client.
+    pub fn is_called(name: &OsStr) -> bool {
+        std::path::Path::new(name).file_name() == Some(OsStr::new("xcat"))
+    }
+}
+
 /// Print what makes a shell complete this program's command line.
 ///
 /// `make install` and the packages put it where the shells look.
@@ -233,6 +265,10 @@ pub struct NodeArgs {
     /// Send to at most so many others at once [default: as is fastest]
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
+
+    /// Leave requests of the legacy protocol (xcat, port 19023) unanswered
+    #[arg(long)]
+    pub no_xcat: bool,
 }
 
 impl NodeArgs {
@@ -250,12 +286,15 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            no_xcat: self.no_xcat || below.no_xcat,
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+        let elsewhere =
+            NodeArgs { cache: None, key: None, upload: None, upload_slots: None, no_xcat: false, ..self.clone() };
+        elsewhere == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -277,6 +316,7 @@ impl NodeArgs {
             key: self.key,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            no_xcat: self.no_xcat,
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::{Cache, Slice};
 use crate::catalogue::Page;
-use crate::chunk::{ObjectId, SEGMENT, SegmentId};
+use crate::chunk::{ChunkId, ObjectId, SEGMENT, SegmentId};
 use crate::net::sockets::Sockets;
 use crate::origin::Tree;
 use crate::settings::{CacheSettings, NetSettings};
@@ -91,6 +91,17 @@ pub struct Wanted {
     pub ordinal: u64,
 }
 
+/// What a node knows of a chunk's other holders, and what it is doing itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// Neighbours other than origins that have or await the whole chunk.
+    pub holders: u32,
+    /// Whether neighbours are being sent to.
+    pub sending: bool,
+}
+
+pub type StandingDone = Box<dyn FnOnce(Standing) + Send>;
+
 /// What a node can say of itself at this moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -133,6 +144,8 @@ enum Command {
     Cancel(Ticket),
     Window { reader: ReaderId, window: Vec<Wanted> },
     CloseReader(ReaderId),
+    Standing { chunk: ChunkId, blocks: u32, done: StandingDone },
+    Sent(usize),
     Stop,
 }
 
@@ -247,6 +260,16 @@ impl Client {
     /// The reader is gone: its window with it.
     pub fn close_reader(&self, reader: ReaderId) {
         self.order(Command::CloseReader(reader));
+    }
+
+    /// Calls `done` with how a chunk of so many blocks stands; not at all where the node has ended.
+    pub fn standing(&self, chunk: ChunkId, blocks: u32, done: StandingDone) {
+        self.order(Command::Standing { chunk, blocks, done });
+    }
+
+    /// Bytes went out by another way than a link; the limit of what the node sends holds for both together.
+    pub fn count_sent(&self, bytes: usize) {
+        self.order(Command::Sent(bytes));
     }
 
     /// Ends the node: every parked request is answered with `Stopped`, and the event loop's thread ends. Returns when

@@ -42,6 +42,8 @@ const LEAVE: u64 = 300 * MS;
 /// Addresses and chunks remembered.
 const ADDRESSES: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
 const CHUNKS: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
+/// Requests of strangers that are looked up in a second: far more than can be answered.
+const LOOKUPS: u32 = 500;
 /// Over how long the rate is measured.
 const SAMPLE: u64 = 250 * MS;
 
@@ -76,6 +78,8 @@ pub enum Silence {
     Recent,
     /// All slots are taken.
     Full,
+    /// Too many strangers ask.
+    Busy,
     /// It would take too long.
     Slow,
     /// Native readers or other holders go first.
@@ -121,11 +125,29 @@ pub struct Desk {
     /// Who is being sent to, and whether more slowly than the network could.
     active: BTreeMap<Ipv4Addr, bool>,
     reads: LruCache<ChunkId, Time>,
+    lookups: Lookups,
     random: fastrand::Rng,
     /// Bytes granted and not yet sent.
     owed: u64,
     rate: Option<(u64, Time)>,
     sample: Option<Sample>,
+}
+
+/// What may be looked up in this second.
+struct Lookups {
+    left: u32,
+    since: Time,
+}
+
+impl Lookups {
+    fn take(&mut self, now: Time) -> bool {
+        if now.since(self.since) >= SECOND {
+            *self = Lookups { left: LOOKUPS, since: now };
+        }
+        let any = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        any
+    }
 }
 
 /// Bytes sent since a moment from which on something was always being sent.
@@ -144,6 +166,7 @@ impl Desk {
             served: LruCache::new(ADDRESSES),
             active: BTreeMap::new(),
             reads: LruCache::new(CHUNKS),
+            lookups: Lookups { left: LOOKUPS, since: Time(0) },
             random: fastrand::Rng::with_seed(seed),
             owed: 0,
             rate: None,
@@ -165,12 +188,18 @@ impl Desk {
         if recent || self.active.contains_key(&from) {
             return Err(Silence::Recent);
         }
-        if self.active.len() >= self.limits.slots { Err(Silence::Full) } else { Ok(()) }
+        if self.active.len() >= self.limits.slots {
+            return Err(Silence::Full);
+        }
+        let known = self.served.peek(&from).is_some_and(|served| took(served, now));
+        if known || self.lookups.take(now) { Ok(()) } else { Err(Silence::Busy) }
     }
 
     /// Decides on a request that was considered just now. A grant takes a slot.
     pub fn decide(&mut self, from: Ipv4Addr, case: Case, now: Time) -> Result<Grant, Silence> {
-        let Some(ask) = self.asks.peek(&from).cloned() else { return Err(Silence::Recent) };
+        // The look-up may have taken a while.
+        let ask = self.asks.peek(&from).filter(|_| !self.active.contains_key(&from)).cloned();
+        let Some(ask) = ask else { return Err(Silence::Recent) };
         let proven = self.served.peek(&from).is_some_and(|served| took(served, now));
         self.has_room(proven, case.sending)?;
         let rate = self.has_time(case, now)?;
@@ -458,6 +487,17 @@ mod tests {
         desk.ended(host(1), 0, false, Time(30 * MS));
         assert_eq!(ask(&mut desk, 1, "a@1", chunk(1), 40), Err(Silence::Recent));
         ask(&mut desk, 1, "a@1", chunk(1), 1_001).unwrap();
+    }
+
+    #[test]
+    fn a_flood_is_not_looked_up_and_one_who_takes_what_he_asks_for_is() {
+        let mut desk = Desk::new(LIMITS, 1);
+        ask(&mut desk, 1, "a@0", chunk(0), 0).unwrap();
+        finish(&mut desk, 1, 0, 300);
+        let asked = |count: u32| Ipv4Addr::from(0x0b00_0000 + count);
+        let considered = (0..10_000u32).filter(|count| desk.consider(asked(*count), "b@0", Time(1_500 * MS)).is_ok());
+        assert_eq!(considered.count(), LOOKUPS as usize);
+        ask(&mut desk, 1, "a@1", chunk(1), 1_500).unwrap();
     }
 
     #[test]

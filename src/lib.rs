@@ -33,6 +33,7 @@ pub mod control;
 pub mod fs;
 pub mod fuse;
 pub mod stream;
+pub mod xcat;
 // command line
 pub mod cli;
 pub mod run;

@@ -13,7 +13,9 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
-use crate::cli::{Cli, Command, CompletionsArgs, FileError, HelperArgs, OptionError, Shell, StatusArgs, UmountArgs};
+use crate::cli::{
+    Cli, Command, CompletionsArgs, FileError, HelperArgs, OptionError, Shell, StatusArgs, UmountArgs, XcatArgs,
+};
 use crate::control::client::{ClientError, nodes_in};
 use crate::control::places::{Environment, PlaceError};
 use crate::control::{Failure, Status};
@@ -22,6 +24,7 @@ use crate::fuse::{MountError, UnmountError};
 use crate::origin::OriginError;
 use crate::settings::NetSettings;
 use crate::wire::head::TreeName;
+use crate::wire::xcat::Refusal;
 use log::Talk;
 
 mod access;
@@ -35,6 +38,7 @@ mod search;
 mod serve;
 mod service;
 mod show;
+mod xcat;
 
 /// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
 /// reader went away.
@@ -102,6 +106,12 @@ pub enum RunError {
     Reported,
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
+    #[error("cannot write to {path:?}: {reason}; name a file that can be written")]
+    File { path: PathBuf, reason: io::Error },
+    #[error("{path:?} cannot be asked for by the legacy protocol: {reason}")]
+    Legacy { path: PathBuf, reason: Refusal },
+    #[error("cannot ask by the legacy protocol: {0}; are UDP and TCP port 19023 of this host free to use?")]
+    Asking(io::Error),
 }
 
 impl RunError {
@@ -147,6 +157,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if arguments.first().is_some_and(|name| HelperArgs::is_called(name)) {
         return ExitCode::from(helper::main(arguments));
     }
+    if arguments.first().is_some_and(|name| XcatArgs::is_called(name)) {
+        arguments.insert(1, "xcat".into());
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(usage(&error)),
@@ -176,6 +189,7 @@ fn run(cli: Cli) -> Result<u8, RunError> {
         Command::Ls(args) => list::ls(args, &file()?),
         Command::Cat(args) => list::cat(args, &file()?),
         Command::Status(args) => show_status(&args),
+        Command::Xcat(args) => xcat::xcat(args, &file()?),
         Command::Completions(CompletionsArgs { shell }) => completions(shell),
     };
     Ok(report(done))

@@ -66,6 +66,9 @@ pub struct NetSettings {
     pub upload: Option<u64>,
     /// How many others it serves at once, at least 1. None: as many as the policy finds best.
     pub upload_slots: Option<u16>,
+    /// Whether requests of the legacy protocol are left without an answer. They are answered unless told: racks are
+    /// changed over a machine at a time.
+    pub no_xcat: bool,
 }
 
 impl NetSettings {

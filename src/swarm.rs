@@ -32,11 +32,15 @@ mod trust;
 
 pub use policy::Policy;
 
+use bits::Bits;
 use keep::Store;
 use link::Link;
 use pages::PageDesk;
 use request::Requests;
 use trust::Trust;
+
+/// A neighbour that was sent blocks within this is being sent to.
+const LATELY: u64 = 500_000;
 
 /// Microseconds since some start that the driver chose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -463,6 +467,14 @@ impl Node {
 
     pub fn is_greeted(&self, link: LinkId) -> bool {
         self.links.get(&link).is_some_and(|link| link.greeted)
+    }
+
+    /// How many neighbours other than origins have or await all of a chunk's blocks, and whether any was sent to lately.
+    pub fn standing(&self, chunk: ChunkId, blocks: u32, now: Time) -> (usize, bool) {
+        let all = Bits::range(0, blocks);
+        let holds = |link: &&Link| !link.origin && !link.hushed && all.minus(&link.taken(chunk)).is_empty();
+        let holders = self.links.values().filter(holds).count();
+        (holders, self.links.values().any(|link| link.last_served.is_some_and(|at| now.since(at) < LATELY)))
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

@@ -14,7 +14,7 @@ use crate::settings::{
 };
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 32] = [
+const WORDS: [(&str, Option<&str>); 33] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
@@ -23,6 +23,7 @@ const WORDS: [(&str, Option<&str>); 32] = [
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
+    ("noxcat", None),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -212,6 +213,7 @@ impl Draft {
         match word {
             "hard" => (self.soft, self.timeo) = (false, None),
             "soft" => self.soft = true,
+            "noxcat" => self.node.no_xcat = true,
             "allow_other" => self.allow_other = true,
             "suid" | "allow_suid" => self.suid = true,
             "nosuid" => self.suid = false,

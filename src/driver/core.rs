@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::links::{LinkIo, Owed};
 use super::upload::Upload;
 use super::waiting::Waiting;
-use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
+use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Standing, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
 use crate::origin::{SegmentError, Tree};
@@ -358,6 +358,11 @@ impl Core {
                 self.handle(Input::Window { reader, window });
             }
             Command::CloseReader(reader) => self.handle(Input::CloseReader { reader }),
+            Command::Standing { chunk, blocks, done } => {
+                let (holders, sending) = self.node.standing(chunk, blocks, self.now());
+                done(Standing { holders: holders as u32, sending });
+            }
+            Command::Sent(bytes) => self.upload.count(bytes, Instant::now()),
             Command::Stop => {}
         }
     }

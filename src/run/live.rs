@@ -20,14 +20,16 @@ use tracing::{info, warn};
 use super::{RunError, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
 use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
-use crate::control::server::{Limits, Server};
+use crate::control::server::{self, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer, ReadRange};
+use crate::legacy::Limits;
 use crate::net::discover::Tried;
 use crate::origin::{OriginError, StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings};
 use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
+use crate::xcat;
 
 /// How long one round of questions takes where nobody answers: several times what an origin takes to answer three lost
 /// datagrams.
@@ -38,6 +40,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// answered for the tree, so a node that gets nothing is not waiting for an origin's return.
 pub const FIRST_PAGE: Duration = Duration::from_secs(30);
 
+/// Of this many bytes of cache one legacy transfer may be under way, up to so many: what they pin is a quarter more.
+const LEGACY_SLOT: u64 = 64 << 20;
+const LEGACY_SLOTS: u64 = 8;
+
 /// A node of this process; it stops when this is dropped.
 pub struct Live {
     client: Client,
@@ -45,10 +51,12 @@ pub struct Live {
     role: Role,
     directory: Option<PathBuf>,
     mountpoint: Option<PathBuf>,
+    legacy: Option<xcat::Server>,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
+        drop(self.legacy.take());
         self.client.stop();
     }
 }
@@ -123,7 +131,16 @@ pub fn serve(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSetting
 impl Live {
     fn new(client: Client, role: Role, directory: Option<PathBuf>) -> Live {
         let files = Embedded::new(client.clone());
-        Live { client, files, role, directory, mountpoint: None }
+        Live { client, files, role, directory, mountpoint: None, legacy: None }
+    }
+
+    /// Answers legacy requests too: an origin out of its tree, any other out of its cache. Where another program has the
+    /// port the node does without.
+    pub fn with_legacy(mut self, net: &NetSettings, cache: &CacheSettings) -> Live {
+        let origin = self.role == Role::Origin;
+        let shelf = xcat::NodeShelf::new(&self.client, origin, net.upload.is_some());
+        self.legacy = answer_legacy(shelf, net, cache, origin);
+        self
     }
 
     pub fn client(&self) -> &Client {
@@ -176,14 +193,36 @@ impl Live {
 /// Answers on a control socket for as long as it is polled. Without a place for the socket the node works all the same,
 /// and `status` does not see it.
 pub async fn answer(node: Arc<dyn Node>, tree: TreeName) {
-    let server = runtime_dir()
-        .map_err(|error| error.to_string())
-        .and_then(|dir| Server::bind(&dir, tree.as_str(), Limits::default()).map_err(|error| error.to_string()));
+    let server = runtime_dir().map_err(|error| error.to_string()).and_then(|dir| {
+        Server::bind(&dir, tree.as_str(), server::Limits::default()).map_err(|error| error.to_string())
+    });
     match server {
         Ok(server) => server.run(node).await,
         Err(reason) => {
             warn!(reason, "no control socket: status, ls and cat do not see this node");
             std::future::pending().await
+        }
+    }
+}
+
+/// Answers legacy requests from a shelf, unless told not to. That the port is taken is told once.
+pub fn answer_legacy(
+    shelf: impl xcat::Shelf,
+    net: &NetSettings,
+    cache: &CacheSettings,
+    origin: bool,
+) -> Option<xcat::Server> {
+    if net.no_xcat {
+        return None;
+    }
+    // A chunk that is being sent stays in memory when the cache lets go of it.
+    let slots = (cache.budget_bytes / LEGACY_SLOT).clamp(1, LEGACY_SLOTS);
+    let slots = net.upload_slots.map_or(slots, |most| slots.min(most.into())) as usize;
+    match xcat::Server::start(shelf, Limits { slots, rate: net.upload, origin }) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            warn!("legacy requests are not answered: UDP port {}: {error}", xcat::PORT);
+            None
         }
     }
 }
@@ -241,7 +280,11 @@ impl Node for Live {
                 from_peers: now.from_peers,
                 to_peers: now.to_peers,
             },
-            counters: now.counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            counters: {
+                let legacy = self.legacy.as_ref().map(xcat::Server::counters);
+                let counters = now.counters.into_iter().chain(legacy.into_iter().flatten());
+                counters.map(|(name, count)| (name.to_owned(), count)).collect()
+            },
         }
     }
 

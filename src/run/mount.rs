@@ -71,7 +71,7 @@ fn start(request: &MountRequest) -> Result<Started, RunError> {
     }
     let found = live::find(net, settings.tree.as_ref(), settings.retry)?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
-    let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
+    let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point).with_legacy(net, cache));
     let fs = runtime.block_on(filesystem(&node, settings, net))?;
     let signals = signals(&runtime)?;
     let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);

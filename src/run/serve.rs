@@ -19,7 +19,7 @@ pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     let (settings, net, cache) = args.settings(file, ram_bytes());
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
-    let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
+    let node = Arc::new(live::serve(&dir, name, &net, &cache)?.with_legacy(&net, &cache));
     let signals = {
         let _inside = runtime.enter();
         Signals::new()?
