@@ -108,7 +108,8 @@ pub struct ServeArgs {
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
 cache=SIZE, key=KEY and log_file=FILE as the options above; hard (reads wait for
 an origin that is away, the default) or soft with timeo=TIME (they fail);
-retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
+retry=TIME, delay_connect; xcat or xcat=PATH:PATH (by the legacy protocol alone),
+noxcat (leave its requests unanswered); uid=N, gid=N, umask=MASK; allow_other, allow_suid,
 allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.
 
@@ -377,6 +378,9 @@ impl Words<'_> {
         if draft.delay_connect && tree.is_none() {
             return Err(OptionError::DelayWithoutTree);
         }
+        if draft.legacy.is_some() && draft.delay_connect {
+            return Err(OptionError::NotLegacy("delay_connect"));
+        }
         let (net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
         let (source, tree, subdir) = match tree {
             Some(TreeSpec { text, tree, subdir }) => (Some(text), Some(tree), subdir),
@@ -396,6 +400,7 @@ impl Words<'_> {
             patience,
             retry: draft.retry.unwrap_or(self.retry),
             delay_connect: draft.delay_connect,
+            legacy: draft.legacy,
             foreground: false,
         };
         Ok(MountRequest { mount, net, cache, log_file: draft.log_file.or_else(|| file.log_file.clone()) })

@@ -316,7 +316,7 @@ impl Shared {
 
 impl ReadRange {
     /// The segments it touches and the bytes of each.
-    fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
         let segment = SEGMENT as u64;
         let (start, end) = (self.offset, self.offset.saturating_add(self.len as u64).min(self.size));
         let segments = if start < end { start / segment..end.div_ceil(segment) } else { 0..0 };

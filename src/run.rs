@@ -30,6 +30,7 @@ use log::Talk;
 mod access;
 mod config;
 mod helper;
+mod legacy;
 mod list;
 mod live;
 mod log;
@@ -110,6 +111,11 @@ pub enum RunError {
     File { path: PathBuf, reason: io::Error },
     #[error("{path:?} cannot be asked for by the legacy protocol: {reason}")]
     Legacy { path: PathBuf, reason: Refusal },
+    #[error(
+        "nobody answers by the legacy protocol for {}; is the server of the network running, does it have these paths, and \
+         do the firewalls of both hosts let UDP and TCP port 19023 in?", .0.join(", ")
+    )]
+    NoLegacy(Vec<String>),
     #[error("cannot ask by the legacy protocol: {0}; are UDP and TCP port 19023 of this host free to use?")]
     Asking(io::Error),
 }

@@ -166,6 +166,8 @@ pub struct MountSettings {
     pub retry: Duration,
     /// Whether the mount is made before anybody with the tree was found.
     pub delay_connect: bool,
+    /// By the legacy protocol alone, whose bytes nobody signed; the paths that there are, or none where any may be.
+    pub legacy: Option<Vec<String>>,
     /// Whether the process stays instead of going into the background once the mount answers.
     pub foreground: bool,
 }

@@ -12,9 +12,10 @@ use crate::settings::{
     CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
     parse_port, parse_slots, parse_umask,
 };
+use crate::wire::xcat::{Refusal, Request};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 33] = [
+const WORDS: [(&str, Option<&str>); 34] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
@@ -24,6 +25,8 @@ const WORDS: [(&str, Option<&str>); 33] = [
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
     ("noxcat", None),
+    // With a value too.
+    ("xcat", None),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -113,6 +116,10 @@ pub enum OptionError {
     Remount,
     #[error("option delay_connect needs a tree's name: what there is, nobody may be there to say")]
     DelayWithoutTree,
+    #[error("option xcat={path}: {reason}")]
+    Legacy { path: String, reason: Refusal },
+    #[error("option xcat with {0}: a legacy network is asked for each name when it is looked up; leave {0} out")]
+    NotLegacy(&'static str),
     #[error("option {word} needs a value, for example {example}")]
     NeedsValue { word: &'static str, example: &'static str },
     #[error("option {word} takes no value, but has {value:?}")]
@@ -138,6 +145,8 @@ pub struct Draft {
     pub shown: Shown,
     pub retry: Option<Duration>,
     pub delay_connect: bool,
+    /// By the legacy protocol alone, and the paths that there are.
+    pub legacy: Option<Vec<String>>,
     soft: bool,
     timeo: Option<Duration>,
     /// Unknown words are passed over, as mount(8) asks for with `-s`.
@@ -176,12 +185,28 @@ impl Draft {
             }
             return Err(OptionError::Unknown { word: name.to_owned(), nearest: nearest(name, mount_words()) });
         };
+        if word == "xcat" {
+            return self.set_legacy(value);
+        }
         match (example, value) {
             (Some(example), None | Some("")) => Err(OptionError::NeedsValue { word, example }),
             (None, Some(value)) => Err(OptionError::TakesNoValue { word, value: value.to_owned() }),
             (Some(_), Some(value)) => self.set_value(word, value),
             (None, None) => self.set_flag(word),
         }
+    }
+
+    fn set_legacy(&mut self, paths: Option<&str>) -> Result<(), OptionError> {
+        let paths = self.legacy.get_or_insert_default().iter().cloned().map(Ok).chain(
+            paths.into_iter().flat_map(|paths| paths.split(':')).filter(|path| !path.is_empty()).map(|path| {
+                let request = Request::new(path, 0);
+                request
+                    .map(|request| request.path())
+                    .map_err(|reason| OptionError::Legacy { path: path.into(), reason })
+            }),
+        );
+        self.legacy = Some(paths.collect::<Result<_, _>>()?);
+        Ok(())
     }
 
     fn set_value(&mut self, word: &'static str, value: &str) -> Result<(), OptionError> {

@@ -23,6 +23,7 @@ use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
 use crate::control::server::{self, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, Offer, ReadRange};
+use crate::fs::Supply;
 use crate::legacy::Limits;
 use crate::net::discover::Tried;
 use crate::origin::{OriginError, StateDir, Tree};
@@ -178,15 +179,14 @@ impl Live {
         (self.role, self.mountpoint) = (Role::Mount, Some(point.to_owned()));
         self
     }
+}
 
-    /// Answers on the node's control socket until `end`, or until a signal asks for the end.
-    pub async fn attend(self: Arc<Self>, mut signals: Signals, end: impl Future<Output = ()>) {
-        let tree = self.client.head().name.clone();
-        tokio::select! {
-            () = answer(self, tree) => {}
-            () = end => {}
-            () = signals.asked() => {}
-        }
+/// Answers on the node's control socket until `end`, or until a signal asks for the end.
+pub async fn attend(node: Arc<dyn Node>, tree: TreeName, mut signals: Signals, end: impl Future<Output = ()>) {
+    tokio::select! {
+        () = answer(node, tree) => {}
+        () = end => {}
+        () = signals.asked() => {}
     }
 }
 
@@ -267,6 +267,7 @@ impl Node for Live {
             sequence: head.sequence,
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
+            unsigned: false,
             port: now.port,
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
@@ -289,42 +290,51 @@ impl Node for Live {
     }
 
     fn list<'a>(&'a self, path: &'a Path, entries: mpsc::Sender<Entry>) -> Answer<'a, ()> {
-        Box::pin(async move {
-            let path = path.as_os_str().as_bytes();
-            let found = self.files.entry(path, false).await.map_err(failure)?;
-            // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
-            let is_directory = match found.row.kind() {
-                Kind::Directory => true,
-                Kind::Symlink { .. } => {
-                    let target = self.files.entry(path, true).await;
-                    target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
-                }
-                _ => false,
-            };
-            if !is_directory {
-                return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
-            }
-            let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
-            let pass = async move {
-                while let Some(part) = arriving.recv().await {
-                    for entry in part {
-                        // Nobody reads on: the receiver goes, and the listing ends with it.
-                        if entries.send(entry_of(&entry.row)).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            };
-            tokio::join!(self.files.list_into(path, parts), pass).0.map_err(failure)
-        })
+        Box::pin(list_in(&self.files, path, entries))
     }
 
     fn open<'a>(&'a self, path: &'a Path) -> Answer<'a, Box<dyn AsyncRead + Send + Unpin>> {
-        Box::pin(async move {
-            let file = self.files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
-            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
-        })
+        Box::pin(open_in(&self.files, path))
     }
+}
+
+/// Sends what is at a path of a tree: a directory's entries, or the one entry that anything else is.
+pub async fn list_in<S: Supply>(files: &Embedded<S>, path: &Path, entries: mpsc::Sender<Entry>) -> Result<(), Failure> {
+    let path = path.as_os_str().as_bytes();
+    let found = files.entry(path, false).await.map_err(failure)?;
+    // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
+    let is_directory = match found.row.kind() {
+        Kind::Directory => true,
+        Kind::Symlink { .. } => {
+            let target = files.entry(path, true).await;
+            target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
+        }
+        _ => false,
+    };
+    if !is_directory {
+        return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
+    }
+    let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
+    let pass = async move {
+        while let Some(part) = arriving.recv().await {
+            for entry in part {
+                // Nobody reads on: the receiver goes, and the listing ends with it.
+                if entries.send(entry_of(&entry.row)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::join!(files.list_into(path, parts), pass).0.map_err(failure)
+}
+
+/// Opens a regular file of a tree.
+pub async fn open_in<S: Supply>(
+    files: &Embedded<S>,
+    path: &Path,
+) -> Result<Box<dyn AsyncRead + Send + Unpin>, Failure> {
+    let file = files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
+    Ok(Box::new(file))
 }
 
 fn failure(error: StreamError) -> Failure {

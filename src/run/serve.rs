@@ -26,9 +26,10 @@ pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     };
     // Nobody needs to read this for the tree to be served.
     let _ = announce(&dir, &node.client().head());
+    let tree = node.client().head().name.clone();
     runtime.block_on(async {
         tokio::select! {
-            () = node.clone().attend(signals, std::future::pending()) => {}
+            () = live::attend(node.clone(), tree, signals, std::future::pending()) => {}
             () = service::attend(&node) => {}
         }
     });

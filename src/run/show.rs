@@ -128,7 +128,13 @@ fn paragraph(status: &Status) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<12}{value}");
     };
-    row("key", format!("{}, version {} of the tree", status.key_fingerprint, status.sequence));
+    row(
+        "key",
+        match status.unsigned {
+            true => "none: bytes come by the legacy protocol, unsigned".to_owned(),
+            false => format!("{}, version {} of the tree", status.key_fingerprint, status.sequence),
+        },
+    );
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)

@@ -71,18 +71,28 @@ impl Asker {
 
     /// Asks until there is an answer: that nobody has it, nobody says. Dropping it gives up.
     pub async fn ask(&mut self, request: &Request, want: Want) -> io::Result<Answer> {
+        loop {
+            if let Some(answer) = self.ask_for(request, want, Duration::MAX).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// The same, but silence for so long is an answer too. What was begun is taken to its end.
+    pub async fn ask_for(&mut self, request: &Request, want: Want, patience: Duration) -> io::Result<Option<Answer>> {
         let asking = Asking::open(&self.net)?;
         self.avoided.retain(|_, since| since.elapsed() < AVOIDED);
         loop {
             let listener = listen().await?;
-            let (stream, from, header) = self.header(&asking, listener, request).await?;
+            let caller = timeout(patience, self.header(&asking, listener, request)).await;
+            let Ok((stream, from, header)) = caller else { return Ok(None) };
             if let Want::Length(most) = want
                 && header.len > most
             {
-                return Ok(Answer { header, body: None });
+                return Ok(Some(Answer { header, body: None }));
             }
             match timeout(BODY, body(stream, header)).await.unwrap_or(Err(Defect::Slow)) {
-                Ok(body) => return Ok(Answer { header, body: Some(body) }),
+                Ok(body) => return Ok(Some(Answer { header, body: Some(body) })),
                 Err(defect) => {
                     info!(%from, request = request.text(), %defect, "a legacy answer is of no use; asking again");
                     self.avoided.insert(from, Instant::now());
@@ -92,12 +102,7 @@ impl Asker {
     }
 
     /// Asks until somebody has sent a header that answers. The listener ends with it: nobody else need come.
-    async fn header(
-        &self,
-        asking: &Asking,
-        listener: TcpListener,
-        request: &Request,
-    ) -> io::Result<(TcpStream, IpAddr, Header)> {
+    async fn header(&self, asking: &Asking, listener: TcpListener, request: &Request) -> Caller {
         let mut repeat = interval(REPEAT);
         repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (began, mut told) = (Instant::now(), false);
@@ -107,7 +112,7 @@ impl Asker {
             tokio::select! {
                 _ = repeat.tick() => {
                     if let Some(caller) = reserve.take_if(|_| began.elapsed() > PASSED_OVER) {
-                        return Ok(caller);
+                        return caller;
                     }
                     asking.send(request).await;
                     if !told && began.elapsed() > TELL {
@@ -128,7 +133,7 @@ impl Asker {
                 },
                 Some(Ok(Some(caller))) = callers.join_next() => {
                     if !self.avoided.contains_key(&caller.1) {
-                        return Ok(caller);
+                        return caller;
                     }
                     reserve.get_or_insert(caller);
                 }

@@ -132,6 +132,17 @@ impl Space {
         .expect("whoever made a namespace may enter it");
     }
 
+    /// Runs `work` in a thread that is in this network.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.move_thread_into_network();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Every living process inside.
     pub fn pids(&self) -> Vec<u32> {
         let own = fs::read_link(format!("/proc/{}/ns/pid", self.pid)).expect("the holder lives");
