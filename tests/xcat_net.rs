@@ -87,8 +87,9 @@ fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
     let helper = lab.host(3).inside(|| Client::start(true));
     assert_eq!(get(lab.host(3), &helper).0, digest);
     assert_eq!(xcat(lab.host(4), &["--linger", "1s"]), digest);
-    let _mount = swarm::mount(lab.host(5), "old", &["-o", "xcat"]);
+    let mount = swarm::mount(lab.host(5), "old", &["-o", "xcat"]);
     swarm::read(lab.host(5), "random", &[]).finish(LONG).must_be(digest);
+    drop(mount);
     assert_eq!((server.stop(), helper.stop()), (None, None));
     // A limit that makes a whole chunk take longer than an original waits.
     let _origin = swarm::serve(lab.origin(), &path, "images", &["--upload", "1M"]);
@@ -163,7 +164,7 @@ fn forged(from: Ipv4Addr, request: &[u8]) -> Vec<u8> {
 fn forged_requests_reach_nobody_more_than_once_a_second_and_cost_readers_nothing() {
     let Some(lab) = Lab::timed(5, Link::mbit(100)) else { return };
     let (path, digest) = tree(&lab, 64 * MIB);
-    let _origin = swarm::serve(lab.origin(), &path, "images", &[]);
+    let origin = swarm::serve(lab.origin(), &path, "images", &[]);
     let _mount = swarm::mount(lab.host(1), "images", &["--cache", "32M"]);
     let read = || {
         lab.host(1).sh(LONG, &format!("echo 3 > /proc/sys/vm/drop_caches; cat {MOUNT}/small > /dev/null"));
@@ -182,11 +183,13 @@ fn forged_requests_reach_nobody_more_than_once_a_second_and_cost_readers_nothing
     let forger = lab.host(3).inside(|| Forger::start(from, requests, 10));
     let noisy = read();
     let sent = forger.stop();
+    println!("{}", origin.log());
     let took = began.elapsed();
     let seen = watch.stop();
     let rate = sent as f64 / took.as_secs_f64();
     let most = seen.connections.values().map(|times| most_within(times, Duration::from_millis(900))).max();
     let counts: BTreeMap<_, _> = seen.connections.iter().map(|(to, times)| (to, times.len())).collect();
+    println!("{} forged requests seen", seen.requests);
     println!("{rate:.0} a second: {noisy:?} instead of {quiet:?}; {most:?} connections within a second: {counts:?}");
     assert!(rate > 5_000.0, "{rate} a second");
     assert!(most.unwrap_or(0) <= 2, "each of origin and mount may connect: {counts:?}");
@@ -252,7 +255,7 @@ fn trickle(stream: &mut TcpStream) -> std::io::Result<()> {
 
 #[test]
 fn liars_cost_time_and_no_wrong_byte_is_written() {
-    let Some(lab) = Lab::shared(4, Link::unlimited()) else { return };
+    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
     let (path, digest) = tree(&lab, 33 * MIB);
     let server = lab.origin().inside(|| Server::start(&path));
     let stop = AtomicBool::new(false);
@@ -260,8 +263,6 @@ fn liars_cost_time_and_no_wrong_byte_is_written() {
         scope.spawn(|| lab.host(1).inside(|| lie(&stop)));
         let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             assert_eq!(xcat(lab.host(2), &[]), digest);
-            let _mount = swarm::mount(lab.host(3), "old", &["-o", "xcat=random"]);
-            swarm::read(lab.host(3), "random", &[]).finish(LONG).must_be(digest);
         }));
         stop.store(true, Ordering::SeqCst);
         got.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -279,11 +280,14 @@ fn four_originals_hardly_delay_four_mounts_and_take_two_copies_at_most() {
     let (mut alone, mut beside, mut copies) = (Duration::MAX, Duration::MAX, f64::MAX);
     let mut slowest = Duration::ZERO;
     for _ in 0..2 {
-        let origin = swarm::serve(lab.origin(), &path, "images", &[]);
+        let mut origin = swarm::serve(lab.origin(), &path, "images", &[]);
         let nodes: Vec<_> = mounts.iter().map(|host| swarm::mount(host, "images", &["--cache", "128M"])).collect();
         alone = alone.min(read_all(&mounts, digest));
-        drop((nodes, origin));
-        let _origin = swarm::serve(lab.origin(), &path, "images", &[]);
+        drop(nodes);
+        // The next one wants its state.
+        origin.signal("TERM");
+        origin.wait(LONG);
+        let mut origin = swarm::serve(lab.origin(), &path, "images", &[]);
         let _nodes: Vec<_> = mounts.iter().map(|host| swarm::mount(host, "images", &["--cache", "128M"])).collect();
         let before = lab.sent_by(lab.origin());
         let native = std::thread::scope(|scope| {
@@ -292,6 +296,8 @@ fn four_originals_hardly_delay_four_mounts_and_take_two_copies_at_most() {
             slowest = originals.into_iter().map(|original| original.join().unwrap()).max().unwrap();
             native.join().unwrap()
         });
+        origin.signal("TERM");
+        origin.wait(LONG);
         beside = beside.min(native);
         copies = copies.min((lab.sent_by(lab.origin()) - before) as f64 / digest.len as f64);
         if beside < alone.mul_f64(1.1) && copies < 3.0 {

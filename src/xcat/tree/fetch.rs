@@ -225,7 +225,7 @@ impl Fetcher {
             match search {
                 Search::Done(size) => return Some(size),
                 Search::Ask { chunk, .. } => {
-                    let answer = self.ask(path, chunk, Want::Length(0), NEXT).await?;
+                    let answer = self.ask(path, chunk, Want::Length(SMALL), NEXT).await?;
                     search = search.heard(answer.header.len);
                 }
             }
