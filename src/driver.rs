@@ -98,6 +98,8 @@ pub struct Standing {
     pub holders: u32,
     /// Whether neighbours are being sent to.
     pub sending: bool,
+    /// Bytes a second that the node's links carry, as far as it was seen; 0 if it was not.
+    pub rate: u64,
 }
 
 pub type StandingDone = Box<dyn FnOnce(Standing) + Send>;

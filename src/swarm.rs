@@ -469,12 +469,14 @@ impl Node {
         self.links.get(&link).is_some_and(|link| link.greeted)
     }
 
-    /// How many neighbours other than origins have or await all of a chunk's blocks, and whether any was sent to lately.
-    pub fn standing(&self, chunk: ChunkId, blocks: u32, now: Time) -> (usize, bool) {
+    /// How many neighbours other than origins have or await all of a chunk's blocks, whether any was sent to lately, and
+    /// the bytes a second that links carry.
+    pub fn standing(&self, chunk: ChunkId, blocks: u32, now: Time) -> (usize, bool, u64) {
         let all = Bits::range(0, blocks);
         let holds = |link: &&Link| !link.origin && !link.hushed && all.minus(&link.taken(chunk)).is_empty();
         let holders = self.links.values().filter(holds).count();
-        (holders, self.links.values().any(|link| link.last_served.is_some_and(|at| now.since(at) < LATELY)))
+        let sending = self.links.values().any(|link| link.last_served.is_some_and(|at| now.since(at) < LATELY));
+        (holders, sending, self.gossip.rate())
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

@@ -359,8 +359,8 @@ impl Core {
             }
             Command::CloseReader(reader) => self.handle(Input::CloseReader { reader }),
             Command::Standing { chunk, blocks, done } => {
-                let (holders, sending) = self.node.standing(chunk, blocks, self.now());
-                done(Standing { holders: holders as u32, sending });
+                let (holders, sending, rate) = self.node.standing(chunk, blocks, self.now());
+                done(Standing { holders: holders as u32, sending, rate });
             }
             Command::Sent(bytes) => self.upload.count(bytes, Instant::now()),
             Command::Stop => {}

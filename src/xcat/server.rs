@@ -20,6 +20,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info, trace, warn};
 
 use super::{Found, Shelf};
+use crate::driver::Standing;
 use crate::legacy::{Case, Desk, Grant, Limits};
 use crate::net::sockets;
 use crate::swarm::Time;
@@ -177,9 +178,8 @@ impl<S: Shelf> Shop<S> {
     async fn decide(&self, from: Ipv4Addr, request: &Request) -> Option<(Found, Grant)> {
         let found = self.shelf.find(request).await?;
         let at_hand = self.shelf.is_at_hand(&found);
-        let standing = self.shelf.standing(&found).await;
-        let (holders, sending) = (standing.holders, standing.sending);
-        let case = Case { chunk: found.chunk, len: found.len(), at_hand, holders, sending };
+        let Standing { holders, sending, rate } = self.shelf.standing(&found).await;
+        let case = Case { chunk: found.chunk, len: found.len(), at_hand, holders, sending, rate };
         let now = self.now();
         match self.desk.borrow_mut().decide(from, case, now) {
             Ok(grant) => Some((found, grant)),
