@@ -2,8 +2,9 @@
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
-//! the node and carries out what it decides, `arrive` checks what comes in, `links` moves bytes between a connection and
-//! the core, `upload` limits how many, `tasks` waits for everything else, `waiting` keeps who waits for what.
+//! the node and carries out what it decides, `arrive` checks what comes in, `greet` lets in who has the swarm's secret,
+//! `links` moves bytes between a connection and the core, `upload` limits how many, `tasks` waits for everything else,
+//! `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,12 +28,14 @@ use crate::wire::head::{PageHash, TreeHead};
 
 mod arrive;
 mod core;
+mod greet;
 mod links;
+mod rivals;
 mod tasks;
 mod upload;
 mod waiting;
 
-pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
+pub use crate::net::discover::{DiscoverError, Found, Offer, discover, discover_known};
 pub use crate::swarm::ReaderId;
 
 /// How long work on other threads is waited for when the node ends.
@@ -108,6 +111,8 @@ pub type StandingDone = Box<dyn FnOnce(Standing) + Send>;
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub port: u16,
+    /// Whether the swarm has a secret.
+    pub private: bool,
     pub peers: Vec<Neighbour>,
     pub chunks_held: u64,
     pub cache_used: u64,
@@ -185,7 +190,7 @@ fn start(
         commands,
         tickets: AtomicU64::new(0),
         readers: AtomicU64::new(0),
-        snapshot: Mutex::new(Snapshot { port: sockets.port, ..Snapshot::default() }),
+        snapshot: Mutex::new(Snapshot { port: sockets.port, private: net.secret.is_some(), ..Snapshot::default() }),
         thread: Mutex::new(None),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use crate::catalogue::{NotATree, Page, Pages, Row, Time, View};
 use crate::chunk::{BLOCK, ObjectId, SEGMENT, SegmentId, segment_len};
 use crate::keys::OriginKey;
+pub use crate::state::{StateDir, StateError};
 use crate::wire::head::{PageHash, TreeHead, TreeName};
 use crate::wire::header::SegmentHeader;
 
@@ -34,7 +35,6 @@ mod root;
 mod state;
 
 pub use listing::{Report, Warning};
-pub use state::{StateDir, StateError};
 
 use headers::{Headers, Version};
 use held::{Held, HeldFiles};
@@ -132,7 +132,7 @@ impl Tree {
         let fail = |error: Errno| OriginError::Directory { path: dir.to_owned(), source: error.into() };
         let root = Root::open(dir).map_err(fail)?;
         root.directory(b"").map_err(fail)?;
-        let state = state.tree(&name)?;
+        let state = TreeState::open(state, &name)?;
         let headers = Mutex::new(Headers::open(&state.headers_path(), key.public())?);
         let listing = list(dir, &root, &headers)?;
         let snapshot = Snapshot::new(listing, &name, &state, &key)?;

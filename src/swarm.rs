@@ -476,7 +476,7 @@ impl Node {
         let holds = |link: &&Link| !link.origin && !link.hushed && all.minus(&link.taken(chunk)).is_empty();
         let holders = self.links.values().filter(holds).count();
         let sending = self.links.values().any(|link| link.last_served.is_some_and(|at| now.since(at) < LATELY));
-        (holders, sending, self.gossip.rate())
+        (holders, sending, self.gossip.best_rate())
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

@@ -8,4 +8,5 @@ pub mod deframe;
 pub mod frame;
 pub mod head;
 pub mod header;
+pub mod sealed;
 pub mod xcat;

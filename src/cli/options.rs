@@ -9,24 +9,27 @@ use super::NodeArgs;
 use crate::keys::{NotAKey, PublicKey};
 use crate::settings::quantity::{parse_duration, parse_rate};
 use crate::settings::{
-    CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
-    parse_port, parse_slots, parse_umask,
+    CacheSettings, DEFAULT_SOFT, NetSettings, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface,
+    parse_peer, parse_port, parse_slots, parse_umask,
 };
+use crate::wire::head::{NotAHash, PageHash};
 use crate::wire::xcat::{Refusal, Request};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 34] = [
+const WORDS: [(&str, Option<&str>); 36] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
     ("peer", Some("peer=origin.example")),
     ("cache", Some("cache=128M")),
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("head", Some("head=HASH, with the 64 hex digits that `swarmfs status` shows as the tree's head")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
     ("noxcat", None),
     // With a value too.
     ("xcat", None),
+    ("secret_file", Some("secret_file=/etc/swarmfs/secret")),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -118,7 +121,9 @@ pub enum OptionError {
     DelayWithoutTree,
     #[error("option xcat={path}: {reason}")]
     Legacy { path: String, reason: Refusal },
-    #[error("option xcat with {0}: a legacy network is asked for each name when it is looked up; leave {0} out")]
+    #[error(
+        "option xcat with {0}: the legacy protocol has no keys, no secrets and no trees to wait for; leave one of them out"
+    )]
     NotLegacy(&'static str),
     #[error("option {word} needs a value, for example {example}")]
     NeedsValue { word: &'static str, example: &'static str },
@@ -128,6 +133,8 @@ pub enum OptionError {
     Unfit { word: &'static str, unfit: Unfit },
     #[error("option key={value}: {reason}")]
     Key { value: String, reason: NotAKey },
+    #[error("option head={value}: {reason}")]
+    Head { value: String, reason: NotAHash },
     #[error("option timeo: only a soft mount gives up: add soft, or leave timeo out")]
     TimeoWithoutSoft,
 }
@@ -136,6 +143,7 @@ pub enum OptionError {
 #[derive(Default)]
 pub struct Draft {
     pub node: NodeArgs,
+    pub head: Option<PageHash>,
     pub log_file: Option<PathBuf>,
     pub allow_other: bool,
     pub suid: bool,
@@ -156,6 +164,20 @@ pub struct Draft {
 impl Draft {
     pub fn new(allow_other: bool, sloppy: bool) -> Draft {
         Draft { allow_other, sloppy, ..Draft::default() }
+    }
+
+    /// By the legacy protocol nobody can check a key, and nobody can be kept out; a word that says so must not be believed.
+    pub fn legacy_fits(&self, net: &NetSettings) -> Result<(), OptionError> {
+        let unfit = [
+            ("delay_connect", self.delay_connect),
+            ("key", net.key.is_some()),
+            ("head", net.head.is_some()),
+            ("secret_file", net.secret_file.is_some()),
+        ];
+        match unfit.into_iter().find(|(_, given)| *given && self.legacy.is_some()) {
+            Some((word, _)) => Err(OptionError::NotLegacy(word)),
+            None => Ok(()),
+        }
     }
 
     /// Takes words separated by commas. A later one counts where two contradict; interfaces and peers add up.
@@ -223,11 +245,16 @@ impl Draft {
             "log_file" => self.log_file = Some(PathBuf::from(value)),
             "uid" => self.shown.uid = Some(parse_id(value).map_err(unfit)?),
             "gid" => self.shown.gid = Some(parse_id(value).map_err(unfit)?),
+            "secret_file" => self.node.secret_file = Some(PathBuf::from(value)),
             "umask" => self.shown.umask = parse_umask(value).map_err(unfit)?,
             "timeo" => self.timeo = Some(parse_duration(value).map_err(unfit)?),
             "key" => {
                 let key: Result<PublicKey, NotAKey> = value.parse();
                 self.node.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
+            }
+            "head" => {
+                let head: Result<PageHash, NotAHash> = value.parse();
+                self.head = Some(head.map_err(|reason| OptionError::Head { value: value.to_owned(), reason })?);
             }
             _ => unreachable!("{word} is listed in WORDS with a value"),
         }
@@ -275,6 +302,7 @@ mod tests {
         for (word, example) in WORDS {
             let text = match example {
                 Some(_) if word == "key" => format!("key={key}"),
+                Some(_) if word == "head" => format!("head={}", PageHash([7; 32])),
                 Some(example) => example.to_owned(),
                 None => word.to_owned(),
             };

@@ -5,13 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::Unavailable;
-use super::core::Core;
+use super::core::{Core, Errand};
 use crate::catalogue::Page;
 use crate::chunk::{Run, segment_len};
+use crate::net::mail::Heard;
 use crate::swarm::{Input, LinkId};
 use crate::wire::datagram::{Datagram, Welcome};
 use crate::wire::frame::Frame;
@@ -149,29 +151,84 @@ impl Core {
     // ---- by datagram
 
     pub fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        match Datagram::parse(bytes) {
-            Ok(Datagram::Join(join)) => self.handle(Input::Join { from, join }),
-            Ok(Datagram::Peers(welcome)) => self.on_welcome(from, welcome),
-            Err(error) => {
+        match self.mail.hear(from, bytes) {
+            Heard::Own { datagram: Datagram::Join(join), .. } => self.handle(Input::Join { from, join }),
+            Heard::Own { datagram: Datagram::Peers(welcome), answers } => self.on_welcome(from, welcome, answers),
+            Heard::Foreign { sealed, tell } => self.on_foreign(from, sealed, tell),
+            // Who looks for a tree is told; a node has one.
+            Heard::Own { datagram: Datagram::Refusal { .. }, .. } | Heard::Refused { .. } => {}
+            Heard::Again => self.statistics.repeated += 1,
+            Heard::Malformed(error) => {
                 self.statistics.malformed += 1;
                 tracing::trace!(%from, %error, "datagram dropped");
             }
         }
     }
 
-    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>) {
+    /// A datagram of another swarm: with another secret than this one's, or, unless `sealed`, with none.
+    fn on_foreign(&mut self, from: SocketAddr, sealed: bool, tell: Option<SocketAddr>) {
+        self.statistics.foreign += 1;
+        if !std::mem::replace(&mut self.statistics.told[usize::from(!sealed)], true) {
+            let who = match (sealed, self.net.secret.is_some()) {
+                (false, _) => "without a secret",
+                (true, true) => "with another secret",
+                (true, false) => "with a secret, which this one would need with --secret-file to join them",
+            };
+            tracing::info!(%from, "a node {who} is on this network; such ones are ignored");
+        }
+        if let Some(to) = tell
+            && let Some(refusal) = self.mail.refusal(Instant::now())
+        {
+            self.errands.push(Errand::Datagram(to, refusal));
+        }
+    }
+
+    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>, answers: bool) {
         let head = self.head();
         if welcome.node == self.me || welcome.head.name != head.name {
             return;
         }
-        if welcome.head.key != head.key {
-            tracing::warn!(%from, key = welcome.head.key.fingerprint(), "another origin offers this tree with another key; ignored");
+        if !answers {
+            // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
+            if welcome.head.key == head.key && welcome.head.sequence > head.sequence && self.tree.is_none() {
+                self.adopt(welcome.head);
+            }
             return;
         }
+        if welcome.head.key != head.key {
+            return self.on_rival(from, &welcome);
+        }
+        if self.tree.is_some() && welcome.origin && self.rivals.is_due(welcome.head.key, Instant::now()) {
+            tracing::warn!(%from, "another host serves this tree with the same key: only one may sign what changes");
+        }
         if welcome.head.sequence > head.sequence && self.tree.is_none() {
-            self.adopt(welcome.head.clone());
+            match self.net.head.filter(|pinned| *pinned != welcome.head.root) {
+                None => self.adopt(welcome.head.clone()),
+                Some(pinned) if welcome.head.sequence > self.passed_over => {
+                    self.passed_over = welcome.head.sequence;
+                    tracing::info!(now = %welcome.head.root, %pinned, "the tree changed; the state that was asked for stays");
+                }
+                Some(_) => {}
+            }
         }
         self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// Somebody offers this tree with another key than the one that counts here.
+    fn on_rival(&mut self, from: SocketAddr, welcome: &Welcome) {
+        let theirs = welcome.head.key;
+        if !self.rivals.is_due(theirs, Instant::now()) {
+            return;
+        }
+        let (tree, key) = (&welcome.head.name, theirs.fingerprint());
+        if self.tree.is_some() {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody else offers this tree with another key: readers that remember none see both");
+        } else {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody offers this tree with another key; ignored. If that is right, unmount, say `swarmfs key --forget \
+                 {tree}`, and mount again");
+        }
     }
 
     /// From now on the tree is what this head says.

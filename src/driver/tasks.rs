@@ -21,6 +21,8 @@ use crate::wire::datagram::MAX_DATAGRAM;
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// How often an origin closes files that nobody asks for any more.
 const TIDY: Duration = Duration::from_secs(60);
+/// How often an origin asks who else offers its tree.
+const RIVALS: Duration = Duration::from_secs(30);
 /// How often an origin lists its tree again, at most, because a reader found a file changed.
 const RESCAN: Duration = Duration::from_secs(1);
 
@@ -188,10 +190,17 @@ async fn keep_house(core: Handle) {
     let mut timer = tokio::time::interval(HOUSEKEEPING);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tidied = Instant::now();
+    let mut asked: Option<Instant> = None;
     loop {
         timer.tick().await;
         core.borrow_mut().housekeeping();
         let tree = core.borrow().tree.clone();
+        if tree.is_some() && asked.is_none_or(|asked| asked.elapsed() > RIVALS) {
+            asked = Some(Instant::now());
+            if let Some(question) = core.borrow_mut().question() {
+                tokio::task::spawn_local(run_errand(core.clone(), Errand::Broadcast(question)));
+            }
+        }
         if let Some(tree) = tree
             && tidied.elapsed() > TIDY
         {

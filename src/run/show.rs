@@ -72,12 +72,14 @@ fn mode(mode: u32) -> String {
 
 /// The time of this host's zone as `ls --time-style=long-iso` writes it; seconds where the year is beyond counting.
 #[allow(unsafe_code)]
-fn local_time(seconds: i64) -> String {
+pub fn local_time(seconds: i64) -> String {
+    // Of 32 bits on some machines.
+    let Some(time) = libc::time_t::try_from(seconds).ok() else { return seconds.to_string() };
     // SAFETY: all-zero bytes are a valid `tm`, and both pointers are of this function's own variables. The zone is read
     // from the environment, which this program never changes.
     let (parts, known) = unsafe {
         let mut parts: libc::tm = std::mem::zeroed();
-        let known = !libc::localtime_r(&seconds, &mut parts).is_null();
+        let known = !libc::localtime_r(&time, &mut parts).is_null();
         (parts, known)
     };
     if !known {
@@ -135,6 +137,12 @@ fn paragraph(status: &Status) -> String {
             false => format!("{}, version {} of the tree", status.key_fingerprint, status.sequence),
         },
     );
+    if status.private {
+        row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
+    }
+    if !status.unsigned {
+        row("head", status.head.clone());
+    }
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)
@@ -242,6 +250,7 @@ mod tests {
             pid: 7,
             port: 19025,
             sequence: 9,
+            head: "5a5a".to_owned(),
             key_fingerprint: "0011-2233-4455-6677".to_owned(),
             mountpoint: Some("/mnt".to_owned()),
             peers: vec![
@@ -263,6 +272,7 @@ mod tests {
             table(&[status], Path::new("/run/swarmfs")),
             "images (mounted on /mnt, pid 7, port 19025)\n  \
              key         0011-2233-4455-6677, version 9 of the tree\n  \
+             head        5a5a\n  \
              cache       48.0 MiB of 64.0 MiB, 3 chunks\n  \
              received    1.0 GiB from the origin, 5 B from peers\n  \
              sent        0 B to peers\n  \

@@ -12,12 +12,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::io::AsyncReadExt;
 use tracing::{debug, info, warn};
 
-use super::{RunError, access, live, ram_bytes};
+use super::{RunError, access, find, live, ram_bytes, secret};
 use crate::cli::{FileSettings, XcatArgs};
 use crate::control::client::ClientError;
 use crate::control::server::failure_in;
 use crate::control::{Failure, Node};
-use crate::driver;
+use crate::driver::DiscoverError;
 use crate::settings::{CacheSettings, NetSettings, PathSpec};
 use crate::wire::xcat::{Refusal, Request};
 use crate::xcat::Kept;
@@ -32,14 +32,34 @@ pub fn xcat(args: XcatArgs, file: &FileSettings) -> Result<(), RunError> {
     let XcatArgs { path, output, linger, node } = args;
     let linger = linger.unwrap_or_default();
     let anywhere = node.says_nowhere();
-    let (net, cache) = node.with(file).settings(ram_bytes());
+    let (mut net, cache) = node.with(file).settings(ram_bytes());
+    secret::read(&mut net)?;
     let mut out = Output::open(output)?;
     if anywhere && through_host(&path, &net, &mut out)? {
         return out.finish();
     }
-    match live::runtime()?.block_on(from_swarm(&path, &net, &cache, &mut out, linger))? {
-        true => out.finish(),
-        false => by_legacy(&path, &net, &cache, out, linger),
+    let nobody = match live::runtime()?.block_on(from_swarm(&path, &net, &cache, &mut out, linger)) {
+        Ok(()) => return out.finish(),
+        Err(error) if may_have_others(&error) => error,
+        Err(error) => return Err(error),
+    };
+    // Whoever says which key is trusted, or has a secret, does not mean bytes that nobody signed.
+    if net.key.is_some() || net.secret.is_some() {
+        return Err(nobody);
+    }
+    debug!(error = %nobody, "asking by the legacy protocol");
+    by_legacy(&path, &net, &cache, out, linger)
+}
+
+/// Whether the swarm has nobody for this path, so that a legacy server may. A key that changed is no such reason.
+fn may_have_others(error: &RunError) -> bool {
+    match error {
+        RunError::Discover { error, .. } => matches!(
+            error,
+            DiscoverError::NoOrigin(_) | DiscoverError::TreeMissing { .. } | DiscoverError::SeveralTrees(_)
+        ),
+        RunError::Path { error: ClientError::Refused(Failure::NotFound), .. } => true,
+        _ => false,
     }
 }
 
@@ -55,29 +75,19 @@ fn through_host(path: &PathSpec, net: &NetSettings, out: &mut Output) -> Result<
     }
 }
 
-/// Whether the swarm had it. Others, legacy ones too, are helped meanwhile and for `linger` after.
+/// Gets it from the swarm. Others, legacy ones too, are helped meanwhile and for `linger` after.
 async fn from_swarm(
     path: &PathSpec,
     net: &NetSettings,
     cache: &CacheSettings,
     out: &mut Output,
     linger: Duration,
-) -> Result<bool, RunError> {
-    let found = match driver::discover(net, path.tree.as_ref(), NATIVE) {
-        Ok(found) => found,
-        Err(error) => {
-            debug!(%error, "the swarm has no tree for this; asking by the legacy protocol");
-            return Ok(false);
-        }
-    };
+) -> Result<(), RunError> {
+    let found = find::find(net, path.tree.as_ref(), NATIVE)?;
     let node = live::join(found, net, cache)?.with_legacy(net, cache);
     node.reached(net).await?;
     let failed = |failure: Failure| RunError::Path { path: path.text.clone(), error: failure.into() };
-    let mut file = match node.open(&path.path).await {
-        Ok(file) => file,
-        Err(Failure::NotFound) => return Ok(false),
-        Err(failure) => return Err(failed(failure)),
-    };
+    let mut file = node.open(&path.path).await.map_err(failed)?;
     let mut piece = vec![0; PIECE];
     loop {
         match file.read(&mut piece).await {
@@ -89,7 +99,7 @@ async fn from_swarm(
     }
     out.flush().map_err(|error| out.refused(error))?;
     tokio::time::sleep(linger).await;
-    Ok(true)
+    Ok(())
 }
 
 fn by_legacy(
