@@ -93,6 +93,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TREE", value_parser = tree_name)]
     pub name: Option<TreeName>,
 
+    /// Offer a copy of a tree that another host serves, with the same key
+    #[arg(long)]
+    pub replica: bool,
+
     /// Log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -361,7 +365,7 @@ impl NodeArgs {
 impl ServeArgs {
     pub fn settings(self, file: &FileSettings, ram_bytes: u64) -> (ServeSettings, NetSettings, CacheSettings) {
         let (net, cache) = self.node.with(file).settings(ram_bytes);
-        (ServeSettings { dir: self.dir, name: self.name }, net, cache)
+        (ServeSettings { dir: self.dir, name: self.name, replica: self.replica }, net, cache)
     }
 }
 

@@ -47,6 +47,7 @@ pub struct Status {
     /// Which version of the tree: grows with every change.
     pub sequence: u64,
     /// The catalogue's root page by its hash: what `--head` pins.
+    #[serde(default)]
     pub head: String,
     /// The origin's public key, 64 hex digits.
     pub key: String,
@@ -66,6 +67,10 @@ pub struct Status {
     pub mountpoint: Option<PathText>,
     /// Why a mount that was made before its tree was found still looks for it; the rest is empty meanwhile.
     pub waits: Option<String>,
+    /// For how long no origin was heard, in seconds; None where one is, and at an origin.
+    pub origin_away_s: Option<u64>,
+    /// Who offered the tree with another key lately, and which; it is not trusted.
+    pub rival: Option<String>,
     pub peers: Vec<Peer>,
     /// Chunks of which anything is held.
     pub chunks_held: u64,

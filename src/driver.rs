@@ -7,7 +7,7 @@
 //! `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::cache::{Cache, Slice};
 use crate::catalogue::Page;
 use crate::chunk::{ChunkId, ObjectId, SEGMENT, SegmentId};
+use crate::keys::PublicKey;
 use crate::net::sockets::Sockets;
 use crate::origin::Tree;
 use crate::settings::{CacheSettings, NetSettings};
@@ -114,6 +115,10 @@ pub struct Snapshot {
     /// Whether the swarm has a secret.
     pub private: bool,
     pub peers: Vec<Neighbour>,
+    /// For how long no origin was heard; None where one is.
+    pub origin_away: Option<Duration>,
+    /// Who offered the tree with another key lately.
+    pub rival: Option<(IpAddr, PublicKey)>,
     pub chunks_held: u64,
     pub cache_used: u64,
     pub cache_budget: u64,
@@ -173,6 +178,18 @@ pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> std::io::
 pub fn serve(tree: Arc<Tree>, net: &NetSettings, cache: &CacheSettings) -> std::io::Result<Client> {
     let sockets = Sockets::open(net)?;
     start(Arc::new(tree.head()), sockets, net, cache, core::Role::Origin { tree })
+}
+
+/// Offers a copy of the tree that was found, under the head that another origin signs.
+pub fn serve_replica(
+    tree: Arc<Tree>,
+    found: Found,
+    net: &NetSettings,
+    cache: &CacheSettings,
+) -> std::io::Result<Client> {
+    let sockets = Sockets::open(net)?;
+    let head = found.head.clone();
+    start(head, sockets, net, cache, core::Role::Replica { tree, answers: found.answers })
 }
 
 fn start(

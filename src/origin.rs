@@ -216,6 +216,14 @@ impl Tree {
         Ok(true)
     }
 
+    /// Takes what another origin with the same key signed: bytes read here must fit it. What was signed first stays.
+    pub fn learn(&self, header: &SegmentHeader) {
+        let mut headers = self.headers();
+        if headers.header(header.segment()).is_none() {
+            headers.set_header(header);
+        }
+    }
+
     /// Closes files that nobody asked for in ten minutes; to be called about once a minute.
     pub fn tidy(&self) {
         self.held.expire(Instant::now());

@@ -91,6 +91,11 @@ pub enum RunError {
     Origin(#[from] OriginError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(
+        "cannot be a replica of the tree {:?}: it is signed with the key {theirs}, and this host has {mine}; `swarmfs key \
+         --export` there writes the key, `--import` here takes it", .tree.as_str()
+    )]
+    ReplicaKey { tree: TreeName, mine: String, theirs: String },
     #[error("no key is remembered for the tree {:?}; this host trusts:{}", .tree.as_str(), match .known.is_empty() {
         true => " none".to_owned(),
         false => show::indented(.known),

@@ -187,6 +187,8 @@ pub struct ServeSettings {
     pub dir: PathBuf,
     /// None: the directory's own name.
     pub name: Option<TreeName>,
+    /// Whether another host signs the heads, and this one offers what it has of them.
+    pub replica: bool,
 }
 
 /// A tree, or a directory in it, as a mount's source names it: `TREE`, `TREE:` or `TREE:/SUBDIR`.

@@ -176,6 +176,8 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
         &format!("serve {tree}"),
         "the tree \"images\" is already served by another process of this host",
     );
+    must(other, "key");
+    table.fails(other, &format!("serve {tree} --name images --replica"), "cannot be a replica of the tree \"images\"");
     {
         let _second = swarm::serve(other, tree.as_ref(), "rescue", &[]);
         table.fails(node, "mount /mnt", "the network has several trees; name one of them:");

@@ -87,10 +87,14 @@ impl Core {
             return self.on_wrong_header(link);
         };
         let id = header.segment();
+        self.compare_headers(link, &header);
         // Late ones are no fault: their chunk was dropped, or another neighbour was faster.
         let Some(size) = self.node.expects_header(id) else { return };
         if header.len() != segment_len(size, id.index) {
             return self.on_wrong_header(link);
+        }
+        if self.node.compares(id) {
+            return self.learn_header(header);
         }
         let zero = header.zero();
         // A chunk that was dropped and begun anew in this batch must be out of the cache before.
@@ -105,6 +109,25 @@ impl Core {
             if self.node.has_link(link) {
                 self.check_block(link, transfer, run, index, bytes);
             }
+        }
+    }
+
+    /// A replica hears what was signed before it read its own copy.
+    fn learn_header(&mut self, header: SegmentHeader) {
+        let Some(tree) = self.tree.as_ref() else { return };
+        let segment = header.segment();
+        tree.learn(&header);
+        self.handle(Input::HeaderKnown { segment });
+    }
+
+    /// Two origins with one key and other bytes under one name: the first header is kept.
+    fn compare_headers(&mut self, link: LinkId, header: &SegmentHeader) {
+        let Some(held) = self.shared.cache.segment(header.segment()) else { return };
+        if held.header() != header {
+            self.statistics.contradictions += 1;
+            tracing::warn!(peer = %self.peer(link), segment = ?header.segment(),
+                "two headers for one segment are signed with the tree's key; the first one is kept. Do two origins serve \
+                 different bytes under one name, size and time?");
         }
     }
 
@@ -198,10 +221,10 @@ impl Core {
         if welcome.head.key != head.key {
             return self.on_rival(from, &welcome);
         }
-        if self.tree.is_some() && welcome.origin && self.rivals.is_due(welcome.head.key, Instant::now()) {
-            tracing::warn!(%from, "another host serves this tree with the same key: only one may sign what changes");
+        if self.tree.is_some() && !self.replica {
+            return self.on_twin(from, &welcome);
         }
-        if welcome.head.sequence > head.sequence && self.tree.is_none() {
+        if welcome.head.sequence > head.sequence {
             match self.net.head.filter(|pinned| *pinned != welcome.head.root) {
                 None => self.adopt(welcome.head.clone()),
                 Some(pinned) if welcome.head.sequence > self.passed_over => {
@@ -217,6 +240,7 @@ impl Core {
     /// Somebody offers this tree with another key than the one that counts here.
     fn on_rival(&mut self, from: SocketAddr, welcome: &Welcome) {
         let theirs = welcome.head.key;
+        self.rivals.note(from.ip(), theirs, Instant::now());
         if !self.rivals.is_due(theirs, Instant::now()) {
             return;
         }
@@ -231,11 +255,33 @@ impl Core {
         }
     }
 
+    /// Somebody has this origin's tree and key. Who only passes on its heads is a reader or a replica.
+    fn on_twin(&mut self, from: SocketAddr, welcome: &Welcome) {
+        let newer = welcome.head.sequence > self.head().sequence;
+        if newer && welcome.origin && self.rivals.is_due(welcome.head.key, Instant::now()) {
+            tracing::warn!(host = %from.ip(),
+                "another host signs heads of this tree with the same key: one of the two must be `serve --replica`");
+        }
+    }
+
+    /// An origin's directory was listed and is another than before. A replica's head is not its own to make.
+    pub fn listed_anew(&mut self, own: TreeHead) {
+        match self.replica {
+            true => self.node.set_complete(own.root == self.head().root),
+            false => self.adopt(own),
+        }
+    }
+
     /// From now on the tree is what this head says.
     pub fn adopt(&mut self, head: TreeHead) {
         let (sequence, root) = (head.sequence, head.root);
         tracing::info!(sequence, "the tree changed");
         *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
+        if let Some(tree) = self.tree.clone().filter(|_| self.replica) {
+            self.node.set_complete(tree.head().root == root);
+            // The copy may have been changed, too.
+            self.errands.push(Errand::Rescan);
+        }
         self.handle(Input::Head { sequence });
         if self.prefetch && self.shared.page(&root).is_none() {
             self.handle(Input::WantPage { hash: root });

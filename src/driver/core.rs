@@ -36,6 +36,7 @@ const ROW_BYTES: u64 = 150;
 
 pub enum Role {
     Origin { tree: Arc<Tree> },
+    Replica { tree: Arc<Tree>, answers: Vec<(SocketAddr, Welcome)> },
     Reader { answers: Vec<(SocketAddr, Welcome)> },
 }
 
@@ -45,6 +46,8 @@ pub struct Core {
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
     pub rivals: Rivals,
+    /// Since when no origin is heard.
+    origin_away: Option<Instant>,
     /// Of the newest head that was not adopted, since another one is pinned.
     pub passed_over: u64,
     pub upload: Upload,
@@ -58,6 +61,8 @@ pub struct Core {
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
     pub tree: Option<Arc<Tree>>,
+    /// The tree is a copy: its heads are another origin's.
+    pub replica: bool,
     pub net: NetSettings,
     pub me: NodeId,
     port: u16,
@@ -101,6 +106,7 @@ pub struct Statistics {
     pub strangers: u64,
     /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
     pub told: [bool; 3],
+    pub contradictions: u64,
 }
 
 pub type Handle = Rc<RefCell<Core>>;
@@ -122,8 +128,10 @@ impl Core {
     pub fn new(parts: Parts) -> Core {
         let Parts { shared, net, budget, role, port, me, seed } = parts;
         let head = shared.head.read().expect("no holder of this lock panics").clone();
+        let replica = matches!(role, Role::Replica { .. });
         let (tree, answers) = match role {
             Role::Origin { tree } => (Some(tree), Vec::new()),
+            Role::Replica { tree, answers } => (Some(tree), answers),
             Role::Reader { answers } => (None, answers),
         };
         let hello = Hello {
@@ -139,6 +147,10 @@ impl Core {
         let began = Instant::now();
         let prefetch = tree.is_none() && head.totals.rows.saturating_mul(ROW_BYTES) < policy.page_budget;
         let mut node = Node::new(policy, hello, seed, Time(0));
+        if replica {
+            node.become_replica();
+            node.set_complete(tree.as_ref().is_some_and(|tree| tree.head().root == head.root));
+        }
         for (from, welcome) in answers {
             node.handle(Input::Welcome { from, welcome: Box::new(welcome) }, Time(0));
         }
@@ -151,6 +163,7 @@ impl Core {
             links: HashMap::new(),
             statistics: Statistics::default(),
             rivals: Rivals::default(),
+            origin_away: None,
             passed_over: 0,
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
@@ -160,6 +173,7 @@ impl Core {
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
             tree,
+            replica,
             net,
             me,
             port,
@@ -363,6 +377,7 @@ impl Core {
                 self.waiting.park_page(ticket, hash, deadline, done);
                 match self.tree.as_ref().map(|tree| tree.page(&hash)) {
                     None => self.handle(Input::WantPage { hash }),
+                    Some(None) if self.replica => self.handle(Input::WantPage { hash }),
                     Some(bytes) => match bytes.and_then(|bytes| Page::parse(bytes).ok()) {
                         Some(page) => self.keep_page(hash, Arc::new(page)),
                         None => self.waiting.cancel(ticket),
@@ -460,12 +475,17 @@ impl Core {
             origin,
             position: (!origin).then_some(position),
         });
+        let now = Instant::now();
+        let away = self.tree.is_none() && !self.node.hears_origin();
+        self.origin_away = away.then(|| self.origin_away.unwrap_or(now));
         let counters = self.node.counters();
         let (pages, page_bytes) = self.node.pages_held();
         let snapshot = Snapshot {
             port: self.port,
             private: self.net.secret.is_some(),
             peers: neighbours.collect(),
+            origin_away: self.origin_away.map(|since| now.saturating_duration_since(since)),
+            rival: self.rivals.lately(now),
             chunks_held: self.node.chunks_held() as u64,
             cache_used: self.node.reserved_blocks() as u64 * BLOCK as u64 + page_bytes,
             cache_budget: self.budget,
@@ -481,6 +501,7 @@ impl Core {
                 ("joins", counters.joins),
                 ("malformed_datagrams", self.statistics.malformed),
                 ("malformed_frames", self.statistics.malformed_frames),
+                ("contradicting_headers", self.statistics.contradictions),
                 ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
                 ("foreign_datagrams", self.statistics.foreign),

@@ -1,6 +1,7 @@
 //! Who else offers this tree, and how often the log says so.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::keys::PublicKey;
@@ -10,13 +11,27 @@ const EVERY: Duration = Duration::from_secs(600);
 /// Keys remembered at once. Whoever makes more of them is not named any more; all are counted.
 const MOST: usize = 16;
 
+/// How long a rival is shown after it was heard: a node without an origin asks more often than that.
+const LATELY: Duration = Duration::from_secs(60);
+
 #[derive(Default)]
 pub struct Rivals {
     said: HashMap<PublicKey, Instant>,
+    last: Option<(IpAddr, PublicKey, Instant)>,
     pub heard: u64,
 }
 
 impl Rivals {
+    /// Who was heard within the last minute.
+    pub fn lately(&self, now: Instant) -> Option<(IpAddr, PublicKey)> {
+        let last = self.last.filter(|(.., heard)| now.saturating_duration_since(*heard) < LATELY);
+        last.map(|(host, key, _)| (host, key))
+    }
+
+    pub fn note(&mut self, host: IpAddr, key: PublicKey, now: Instant) {
+        self.last = Some((host, key, now));
+    }
+
     /// Somebody offers the tree with this key; whether that is to be said now.
     pub fn is_due(&mut self, key: PublicKey, now: Instant) -> bool {
         self.heard += 1;

@@ -95,7 +95,7 @@ async fn rescan(core: Handle) {
     };
     let listed = tree.clone();
     match tokio::task::spawn_blocking(move || listed.rescan()).await {
-        Ok(Ok(true)) => core.borrow_mut().adopt(tree.head()),
+        Ok(Ok(true)) => core.borrow_mut().listed_anew(tree.head()),
         Ok(Ok(false)) => {}
         Ok(Err(error)) => tracing::error!(%error, "the tree cannot be listed again; its last listing is served"),
         Err(error) => tracing::error!(%error, "listing the tree failed"),

@@ -15,16 +15,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::{RunError, runtime_dir};
+use super::{RunError, find, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
 use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
 use crate::control::server::{self, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
-use crate::driver::{self, Client, Found, ReadRange};
+use crate::driver::{self, Client, DiscoverError, Found, ReadRange};
 use crate::fs::Supply;
 use crate::legacy::Limits;
 use crate::origin::{OriginError, StateDir, Tree};
-use crate::settings::{CacheSettings, NetSettings};
+use crate::settings::{CacheSettings, NetSettings, RETRY_AT_BOOT, RETRY_BY_HAND};
 use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
 use crate::xcat;
@@ -71,6 +71,31 @@ pub fn serve(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSetting
     let key = state.key().map_err(OriginError::from)?;
     let tree = Tree::open(dir, name, &state, key)?;
     let client = driver::serve(Arc::new(tree), net, cache).map_err(RunError::Start)?;
+    Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
+}
+
+/// A node with a copy of a tree on its disk that another host, with the same key, serves. It waits until it has heard of
+/// that tree.
+pub fn serve_replica(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
+    let state = StateDir::locate().map_err(OriginError::from)?;
+    let key = state.key().map_err(OriginError::from)?;
+    let trusted = NetSettings { key: Some(key.public()), ..net.clone() };
+    super::service::ready("looks for the origin that it is a replica of");
+    let mut patience = RETRY_BY_HAND;
+    let found = loop {
+        match find::find(&trusted, Some(&name), patience) {
+            Ok(found) => break found,
+            Err(RunError::Discover { error: DiscoverError::WrongKey(offers), .. }) => {
+                let theirs = offers.first().map_or(String::new(), |offer| offer.key.fingerprint());
+                return Err(RunError::ReplicaKey { tree: name, mine: key.public().fingerprint(), theirs });
+            }
+            // It may boot, or come back: it was the one that the readers had.
+            Err(error) => warn!("{error}; the replica waits for it"),
+        }
+        patience = RETRY_AT_BOOT;
+    };
+    let tree = Tree::open(dir, name, &state, key)?;
+    let client = driver::serve_replica(Arc::new(tree), found, net, cache).map_err(RunError::Start)?;
     Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
 }
 
@@ -220,6 +245,8 @@ impl Node for Live {
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
             waits: None,
+            origin_away_s: now.origin_away.map(|away| away.as_secs()),
+            rival: now.rival.map(|(host, key)| format!("{host} with key {}", key.fingerprint())),
             peers: now.peers.into_iter().map(peer).collect(),
             chunks_held: now.chunks_held,
             bytes: Bytes {

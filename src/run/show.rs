@@ -153,6 +153,14 @@ fn paragraph(status: &Status) -> String {
     );
     row("sent", format!("{} to peers", show_size(bytes.to_peers)));
     row("peers", format!("{}, {origins} of them origins", status.peers.len()));
+    if let Some(seconds) = status.origin_away_s {
+        row("origin", format!("not heard for {}: reads of what no peer has wait for it", duration(seconds)));
+        row("", "(with soft they fail); see that `swarmfs serve` runs and is reached".to_owned());
+    }
+    if let Some(rival) = &status.rival {
+        row("not trusted", format!("{}; if that is the tree's new key,", plain(rival)));
+        row("", format!("unmount, `swarmfs key --forget {}`, mount", plain(&status.tree)));
+    }
     for peer in &status.peers {
         let what = match (peer.origin, peer.position) {
             (true, _) => "origin".to_owned(),
@@ -165,6 +173,14 @@ fn paragraph(status: &Status) -> String {
         row("", format!("{count} {}", name.replace('_', " ")));
     }
     text
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 /// A tree's name may hold what a terminal would take for an order.
@@ -281,6 +297,15 @@ mod tests {
              10.0.0.2:19024          at chunk 12\n              \
              2 malformed datagrams\n"
         );
+        let status = Status {
+            mountpoint: Some("/mnt".to_owned()),
+            origin_away_s: Some(150),
+            rival: Some("10.0.0.9 with key 0000-1111-2222-3333".to_owned()),
+            ..Status::default()
+        };
+        let shown = table(&[status], Path::new("/run/swarmfs"));
+        assert!(shown.contains("origin      not heard for 2 min: reads of what no peer has wait for it\n"), "{shown}");
+        assert!(shown.contains("not trusted 10.0.0.9 with key 0000-1111-2222-3333;"), "{shown}");
         assert_eq!(json(&[]), "[]\n");
         let late = Status {
             tree: "images".to_owned(),

@@ -11,7 +11,7 @@ use super::link::by_chunk;
 use super::policy::WHOLE;
 use super::{LinkId, Node, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
-use crate::wire::frame::{Frame, MAX_STATE_RUNS, NodeId, State};
+use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 
 mod alive;
 mod known;
@@ -231,7 +231,7 @@ impl Node {
     fn blank_state(&self, full: bool) -> State {
         State {
             full,
-            sequence: self.me.sequence,
+            sequence: self.spoken_sequence(),
             position: self.requests.position(),
             room: self.room(),
             rate: (self.gossip.receive_rate / 1024).min(u32::MAX as u64) as u32,
@@ -367,7 +367,7 @@ impl Node {
     }
 
     pub(super) fn greet(&mut self, id: LinkId) {
-        let hello = self.me.clone();
+        let hello = Hello { sequence: self.spoken_sequence(), ..self.me.clone() };
         self.send(id, Frame::Hello(hello));
     }
 

@@ -11,7 +11,8 @@ use crate::wire::frame::{Frame, NodeId};
 impl Node {
     /// Looks for an origin while there is none, and for neighbours while there are too few.
     pub(in crate::swarm) fn meet(&mut self) {
-        if self.me.origin || self.now < self.gossip.next_meet {
+        // An origin is found; a replica of it looks for the others.
+        if (self.me.origin && self.replica.is_none()) || self.now < self.gossip.next_meet {
             return;
         }
         self.gossip.next_meet = self.now.plus(50_000);
@@ -26,6 +27,9 @@ impl Node {
             }
         }
         let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
+        if self.me.origin {
+            wanted = 0;
+        }
         let linked: BTreeSet<NodeId> = self.links.values().map(|link| link.peer).collect();
         let taken: BTreeSet<SocketAddr> = self.links.values().map(|link| link.addr).collect();
         let mut candidates: Vec<(NodeId, SocketAddr)> = self

@@ -120,7 +120,9 @@ impl Node {
         let queued: usize = self.links.values().map(|link| link.uploads.len()).sum();
         let full = link.uploads.len() >= PULLED || queued >= MOST_UPLOADS;
         if full || !self.can_source(run, 0) || (self.me.origin && self.comes_from_others(id, run, starving)) {
-            if let Some((reason, _)) = self.provide.failed.get(&run.object).copied() {
+            if let Some((reason, _)) = self.provide.failed.get(&run.object).copied()
+                && self.replica.is_none()
+            {
                 self.send(id, Frame::Gone { object: run.object, reason });
             }
             return self.send(id, Frame::Abort { transfer });

@@ -15,7 +15,9 @@ impl Node {
         let coming = self.store.taken(segment.chunk()).segment(index) != 0;
         let readable = self.me.origin && !self.provide.failed.contains_key(&segment.object);
         let Some(link) = self.links.get_mut(&id) else { return };
-        if (coming || readable) && link.header_waits.len() < HEADER_WAITS {
+        // Two replicas that ask each other must not wait for each other.
+        let compares = self.replica.is_some() && link.origin;
+        if (coming || readable) && !compares && link.header_waits.len() < HEADER_WAITS {
             if !link.header_waits.contains(&segment) {
                 link.header_waits.push(segment);
             }

@@ -21,6 +21,7 @@ impl Node {
         if self.requests.headers.get(&segment).is_some_and(|(asked, _)| *asked == id) {
             self.ask_header_elsewhere(id, segment);
         }
+        self.header_not_from(id, segment);
     }
 
     pub(super) fn ask_header_elsewhere(&mut self, not: LinkId, segment: SegmentId) {
@@ -37,7 +38,8 @@ impl Node {
                 && link.taken(segment.chunk()).segment(index) != 0
         });
         let holders: Vec<LinkId> = holders.map(|(id, _)| *id).collect();
-        let origin = self.links.iter().find(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
+        let origins = self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
+        let origin = origins.min_by_key(|id| *id == not);
         if let Some(id) = self.rng.choice(holders).or(origin) {
             self.ask_header(id, segment);
         }
