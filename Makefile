@@ -71,6 +71,7 @@ deb: all completions
 	mkdir -p target/links
 	ln -sf ../bin/swarmfs target/links/mount.swarmfs
 	ln -sf ../bin/swarmfs target/links/mount.fuse.swarmfs
+	ln -sf swarmfs target/links/xcat
 	cargo deb --no-build --strip $(if $(TARGET),--target $(TARGET))
 
 install: all completions
@@ -78,6 +79,7 @@ install: all completions
 	install -d "$(DESTDIR)$(SBINDIR)"
 	ln -sf "$(PREFIX)/bin/swarmfs" "$(DESTDIR)$(SBINDIR)/mount.swarmfs"
 	ln -sf "$(PREFIX)/bin/swarmfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.swarmfs"
+	ln -sf swarmfs "$(DESTDIR)$(PREFIX)/bin/xcat"
 	install -D -m 644 man/swarmfs.1 "$(DESTDIR)$(PREFIX)/share/man/man1/swarmfs.1"
 	install -D -m 644 man/swarmfs.conf.5 "$(DESTDIR)$(PREFIX)/share/man/man5/swarmfs.conf.5"
 	install -D -m 644 man/swarmfs.7 "$(DESTDIR)$(PREFIX)/share/man/man7/swarmfs.7"
@@ -97,7 +99,7 @@ EXAMPLES = $(filter-out mount/debian mount/mount.swarmfs mount/swarmfs-serve@.se
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/mount.swarmfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.swarmfs" \
 		"$(DESTDIR)$(UNITDIR)/swarmfs-serve@.service"
-	cd "$(DESTDIR)$(PREFIX)" && rm -rf bin/swarmfs share/man/man1/swarmfs.1 share/man/man5/swarmfs.conf.5 \
+	cd "$(DESTDIR)$(PREFIX)" && rm -rf bin/swarmfs bin/xcat share/man/man1/swarmfs.1 share/man/man5/swarmfs.conf.5 \
 		share/man/man7/swarmfs.7 share/man/man8/mount.swarmfs.8 share/doc/swarmfs \
 		share/bash-completion/completions/swarmfs share/zsh/vendor-completions/_swarmfs \
 		share/fish/vendor_completions.d/swarmfs.fish

@@ -75,6 +75,7 @@ pub enum Command {
     Status(StatusArgs),
     Key(KeyArgs),
     Completions(CompletionsArgs),
+    Xcat(XcatArgs),
 }
 
 /// Offer a directory tree to the network.
@@ -114,9 +115,10 @@ pub struct ServeArgs {
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
 cache=SIZE, key=KEY, head=HASH, secret_file=FILE, upload=RATE, upload_slots=N
 and log_file=FILE as the options above; hard (reads wait for an origin that is
-away, the default) or soft with timeo=TIME (they fail);
-retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
-allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
+away, the default) or soft with timeo=TIME (they fail); retry=TIME,
+delay_connect; xcat or xcat=PATH:PATH (by the legacy protocol alone), noxcat
+(leave its requests unanswered); uid=N, gid=N, umask=MASK; allow_other,
+allow_suid, allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.
 
 Examples:
@@ -205,6 +207,37 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// Get one file, by the legacy protocol where nobody speaks another.
+///
+/// The swarm is asked first; where nobody answers for the path within 300 ms it is asked for by xcat's protocol, whose
+/// bytes are checked by a sum and by no signature. Meanwhile, and as long as --linger says, what was got is passed on. The
+/// program does this too where it is called xcat.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: swarmfs xcat ts7000/flash.dd | dd of=/dev/mmcblk0 bs=4M iflag=fullblock")]
+pub struct XcatArgs {
+    /// TREE:/PATH, or PATH below the root of whoever serves it
+    #[arg(value_name = "PATH", value_parser = OsStringValueParser::new().try_map(path_spec))]
+    pub path: PathSpec,
+
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Help others for so long after the last byte
+    #[arg(long, value_name = "SECONDS", value_parser = brief(settings::quantity::parse_duration))]
+    pub linger: Option<Duration>,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+impl XcatArgs {
+    /// Whether a program that was called by this name is the legacy client.
+    pub fn is_called(name: &OsStr) -> bool {
+        std::path::Path::new(name).file_name() == Some(OsStr::new("xcat"))
+    }
+}
+
 /// Print what makes a shell complete this program's command line.
 ///
 /// `make install` and the packages put it where the shells look.
@@ -259,6 +292,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
 
+    /// Leave requests of the legacy protocol (xcat, port 19023) unanswered
+    #[arg(long)]
+    pub no_xcat: bool,
+
     /// Join only those with this file's secret, and encrypt what is sent
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
@@ -279,14 +316,23 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            no_xcat: self.no_xcat || below.no_xcat,
             secret_file: self.secret_file.or(below.secret_file),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, secret_file: None, ..self.clone() }
-            == NodeArgs::default()
+        let elsewhere = NodeArgs {
+            cache: None,
+            key: None,
+            upload: None,
+            upload_slots: None,
+            secret_file: None,
+            no_xcat: false,
+            ..self.clone()
+        };
+        elsewhere == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -309,6 +355,7 @@ impl NodeArgs {
             head: None,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            no_xcat: self.no_xcat,
             secret_file: self.secret_file,
             ..NetSettings::default()
         }
@@ -374,6 +421,7 @@ impl Words<'_> {
         }
         let (mut net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
         net.head = draft.head;
+        draft.legacy_fits(&net)?;
         let (source, tree, subdir) = match tree {
             Some(TreeSpec { text, tree, subdir }) => (Some(text), Some(tree), subdir),
             None => (None, None, PathBuf::new()),
@@ -392,6 +440,7 @@ impl Words<'_> {
             patience,
             retry: draft.retry.unwrap_or(self.retry),
             delay_connect: draft.delay_connect,
+            legacy: draft.legacy,
             foreground: false,
         };
         Ok(MountRequest { mount, net, cache, log_file: draft.log_file.or_else(|| file.log_file.clone()) })

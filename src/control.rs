@@ -51,6 +51,9 @@ pub struct Status {
     pub head: String,
     /// The origin's public key, 64 hex digits.
     pub key: String,
+    /// The bytes come by the legacy protocol and nobody signed them: there is no key.
+    #[serde(default)]
+    pub unsigned: bool,
     /// Its short form, for people to compare.
     pub key_fingerprint: String,
     /// The UDP and TCP port that peers reach this node at.
@@ -156,7 +159,7 @@ pub enum Failure {
 impl From<fs::Error> for Failure {
     fn from(error: fs::Error) -> Failure {
         match error {
-            fs::Error::NotFound | fs::Error::NameTooLong => Failure::NotFound,
+            fs::Error::NotFound | fs::Error::Unanswered | fs::Error::NameTooLong => Failure::NotFound,
             fs::Error::NotADirectory => Failure::NotADirectory,
             fs::Error::NotAFile | fs::Error::NotALink => Failure::NotAFile,
             fs::Error::Loop => Failure::LinkLoop,

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::{Cache, Slice};
 use crate::catalogue::Page;
-use crate::chunk::{ObjectId, SEGMENT, SegmentId};
+use crate::chunk::{ChunkId, ObjectId, SEGMENT, SegmentId};
 use crate::keys::PublicKey;
 use crate::net::sockets::Sockets;
 use crate::origin::Tree;
@@ -95,6 +95,19 @@ pub struct Wanted {
     pub ordinal: u64,
 }
 
+/// What a node knows of a chunk's other holders, and what it is doing itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// Neighbours other than origins that have or await the whole chunk.
+    pub holders: u32,
+    /// Whether neighbours are being sent to.
+    pub sending: bool,
+    /// Bytes a second that the node's links carry, as far as it was seen; 0 if it was not.
+    pub rate: u64,
+}
+
+pub type StandingDone = Box<dyn FnOnce(Standing) + Send>;
+
 /// What a node can say of itself at this moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -143,6 +156,8 @@ enum Command {
     Cancel(Ticket),
     Window { reader: ReaderId, window: Vec<Wanted> },
     CloseReader(ReaderId),
+    Standing { chunk: ChunkId, blocks: u32, done: StandingDone },
+    Sent(usize),
     Stop,
 }
 
@@ -271,6 +286,16 @@ impl Client {
         self.order(Command::CloseReader(reader));
     }
 
+    /// Calls `done` with how a chunk of so many blocks stands; not at all where the node has ended.
+    pub fn standing(&self, chunk: ChunkId, blocks: u32, done: StandingDone) {
+        self.order(Command::Standing { chunk, blocks, done });
+    }
+
+    /// Bytes went out by another way than a link; the limit of what the node sends holds for both together.
+    pub fn count_sent(&self, bytes: usize) {
+        self.order(Command::Sent(bytes));
+    }
+
     /// Ends the node: every parked request is answered with `Stopped`, and the event loop's thread ends. Returns when
     /// it has. Must not be called from a closure that the event loop calls.
     pub fn stop(&self) {
@@ -315,7 +340,7 @@ impl Shared {
 
 impl ReadRange {
     /// The segments it touches and the bytes of each.
-    fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (SegmentId, Range<u32>)> {
         let segment = SEGMENT as u64;
         let (start, end) = (self.offset, self.offset.saturating_add(self.len as u64).min(self.size));
         let segments = if start < end { start / segment..end.div_ceil(segment) } else { 0..0 };

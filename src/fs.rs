@@ -50,7 +50,22 @@ pub trait Supply: Send + Sync + 'static {
     fn cancel(&self, ticket: Ticket);
     fn set_window(&self, reader: ReaderId, window: Vec<Wanted>);
     fn close_reader(&self, reader: ReaderId);
+
+    /// Whether names that are not in the catalogue may exist all the same.
+    fn seeks(&self) -> bool {
+        false
+    }
+
+    /// Looks elsewhere for a path that is not in the catalogue, and calls `done` when it is or will not be there.
+    fn seek(&self, path: Vec<u8>, deadline: Option<Instant>, done: SeekDone) -> Ticket {
+        let _ = (path, deadline, done);
+        unreachable!("only a supply that seeks is asked to")
+    }
 }
+
+/// True if the catalogue has the path now.
+pub type SeekDone = Box<dyn FnOnce(Result<bool, Unavailable>) + Send>;
+type LookedUp = Box<dyn FnOnce(Result<(u64, Arc<Entry>), Error>) + Send>;
 
 impl Supply for Client {
     fn head(&self) -> Arc<TreeHead> {
@@ -95,6 +110,9 @@ impl Supply for Client {
 pub enum Error {
     #[error("no such name")]
     NotFound,
+    /// Where there is no catalogue to say that there is none.
+    #[error("nobody answered for this name")]
+    Unanswered,
     #[error("not a directory")]
     NotADirectory,
     #[error("not a regular file")]
@@ -228,23 +246,41 @@ impl<S: Supply> Fs<S> {
         name: &[u8],
         done: impl FnOnce(Result<(u64, Arc<Entry>), Error>) + Send + 'static,
     ) {
+        self.look_up(call, parent, name, self.supply.seeks(), Box::new(done));
+    }
+
+    fn look_up(self: &Arc<Self>, call: Arc<Call>, parent: u64, name: &[u8], seeks: bool, done: LookedUp) {
         let (dir, name) = match self.place_of(parent, name) {
             Ok(Place::Known(entry)) => return done(self.remember(&entry, 0).map(|number| (number, entry))),
             Ok(Place::Look { dir, name }) => (dir, name),
             Err(error) => return done(Err(error)),
         };
-        let fs = self.clone();
+        let (fs, resumed) = (self.clone(), call.clone());
+        let (of, wanted) = (dir.clone(), name.clone());
         self.look_newest(
             call,
-            move |view, pages| view.row(pages, &dir, &name),
-            move |found, version| {
-                done(found.and_then(|entry| {
+            move |view, pages| view.row(pages, &of, &wanted),
+            move |found, version| match found {
+                Ok(None) if seeks => fs.seek(resumed, parent, &dir, name, done),
+                found => done(found.and_then(|entry| {
                     let entry = Arc::new(entry.ok_or(Error::NotFound)?);
                     let number = fs.inodes.remember(&entry, version).map_err(|_| Error::Collision)?;
                     Ok((number, entry))
-                }))
+                })),
             },
         );
+    }
+
+    /// Looks a name up that the catalogue lacks so far.
+    fn seek(self: &Arc<Self>, call: Arc<Call>, parent: u64, dir: &[u8], name: Vec<u8>, done: LookedUp) {
+        let path = if dir.is_empty() { name.clone() } else { [dir, b"/", &name[..]].concat() };
+        let (fs, resumed) = (self.clone(), call.clone());
+        let sought = move |found| match found {
+            Ok(true) => fs.look_up(resumed, parent, &name, false, done),
+            Ok(false) => done(Err(Error::Unanswered)),
+            Err(reason) => done(Err(resumed.given_up().unwrap_or_else(|| Error::from(reason)))),
+        };
+        call.park(&*self.supply, |deadline| self.supply.seek(path, deadline, Box::new(sought)));
     }
 
     /// Counts a look-up of an entry of a listing of this version (`Batch::version`), and gives its number.

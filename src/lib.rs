@@ -23,6 +23,8 @@ pub mod settings;
 pub mod wire;
 // decisions
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
+pub mod legacy;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod swarm;
 // effects
 pub mod driver;
@@ -34,6 +36,7 @@ pub mod control;
 pub mod fs;
 pub mod fuse;
 pub mod stream;
+pub mod xcat;
 // command line
 pub mod cli;
 pub mod run;

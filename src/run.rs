@@ -13,7 +13,9 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
-use crate::cli::{Cli, Command, CompletionsArgs, FileError, HelperArgs, OptionError, Shell, StatusArgs, UmountArgs};
+use crate::cli::{
+    Cli, Command, CompletionsArgs, FileError, HelperArgs, OptionError, Shell, StatusArgs, UmountArgs, XcatArgs,
+};
 use crate::control::client::{ClientError, nodes_in};
 use crate::control::places::{Environment, PlaceError};
 use crate::control::{Failure, Status};
@@ -23,6 +25,7 @@ use crate::origin::OriginError;
 use crate::settings::NetSettings;
 use crate::state::StateError;
 use crate::wire::head::TreeName;
+use crate::wire::xcat::Refusal;
 use log::Talk;
 use secret::SecretError;
 
@@ -31,6 +34,7 @@ mod config;
 mod find;
 mod helper;
 mod key;
+mod legacy;
 mod list;
 mod live;
 mod log;
@@ -41,6 +45,7 @@ mod serve;
 mod service;
 mod show;
 mod trust;
+mod xcat;
 
 /// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
 /// reader went away.
@@ -122,6 +127,17 @@ pub enum RunError {
     Reported,
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
+    #[error("cannot write to {path:?}: {reason}; name a file that can be written")]
+    File { path: PathBuf, reason: io::Error },
+    #[error("{path:?} cannot be asked for by the legacy protocol: {reason}")]
+    Legacy { path: PathBuf, reason: Refusal },
+    #[error(
+        "nobody answers by the legacy protocol for {}; is the server of the network running, does it have these paths, and \
+         do the firewalls of both hosts let UDP and TCP port 19023 in?", .0.join(", ")
+    )]
+    NoLegacy(Vec<String>),
+    #[error("cannot ask by the legacy protocol: {0}; are UDP and TCP port 19023 of this host free to use?")]
+    Asking(io::Error),
 }
 
 impl RunError {
@@ -167,6 +183,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if arguments.first().is_some_and(|name| HelperArgs::is_called(name)) {
         return ExitCode::from(helper::main(arguments));
     }
+    if arguments.first().is_some_and(|name| XcatArgs::is_called(name)) {
+        arguments.insert(1, "xcat".into());
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(usage(&error)),
@@ -197,6 +216,7 @@ fn run(cli: Cli) -> Result<u8, RunError> {
         Command::Ls(args) => list::ls(args, &file()?),
         Command::Cat(args) => list::cat(args, &file()?),
         Command::Status(args) => show_status(&args),
+        Command::Xcat(args) => xcat::xcat(args, &file()?),
         Command::Key(args) => key::key(args),
         Command::Completions(CompletionsArgs { shell }) => completions(shell),
     };

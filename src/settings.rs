@@ -69,6 +69,9 @@ pub struct NetSettings {
     pub upload: Option<u64>,
     /// How many others it serves at once, at least 1. None: as many as the policy finds best.
     pub upload_slots: Option<u16>,
+    /// Whether requests of the legacy protocol are left without an answer. They are answered unless told: racks are
+    /// changed over a machine at a time.
+    pub no_xcat: bool,
     /// Where the secret is that the swarm's nodes share. None: whoever is on the network can join and read.
     pub secret_file: Option<PathBuf>,
     /// What was read there, before anything is sent.
@@ -172,6 +175,8 @@ pub struct MountSettings {
     pub retry: Duration,
     /// Whether the mount is made before anybody with the tree was found.
     pub delay_connect: bool,
+    /// By the legacy protocol alone, whose bytes nobody signed; the paths that there are, or none where any may be.
+    pub legacy: Option<Vec<String>>,
     /// Whether the process stays instead of going into the background once the mount answers.
     pub foreground: bool,
 }

@@ -35,12 +35,16 @@ mod trust;
 pub use limits::Table;
 pub use policy::Policy;
 
+use bits::Bits;
 use keep::Store;
 use link::Link;
 use pages::PageDesk;
 use replica::Replica;
 use request::Requests;
 use trust::Trust;
+
+/// A neighbour that was sent blocks within this is being sent to.
+const LATELY: u64 = 500_000;
 
 /// Microseconds since some start that the driver chose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -486,6 +490,16 @@ impl Node {
     /// in this very batch, and nothing counts what it takes.
     pub fn has_room_for(&self, block: BlockId) -> bool {
         self.store.is_taken(block)
+    }
+
+    /// How many neighbours other than origins have or await all of a chunk's blocks, whether any was sent to lately, and
+    /// the bytes a second that links carry.
+    pub fn standing(&self, chunk: ChunkId, blocks: u32, now: Time) -> (usize, bool, u64) {
+        let all = Bits::range(0, blocks);
+        let holds = |link: &&Link| !link.origin && !link.hushed && all.minus(&link.taken(chunk)).is_empty();
+        let holders = self.links.values().filter(holds).count();
+        let sending = self.links.values().any(|link| link.last_served.is_some_and(|at| now.since(at) < LATELY));
+        (holders, sending, self.gossip.best_rate())
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

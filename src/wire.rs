@@ -9,3 +9,4 @@ pub mod frame;
 pub mod head;
 pub mod header;
 pub mod sealed;
+pub mod xcat;

@@ -75,6 +75,8 @@ fn make_install_puts_each_file_in_its_place_and_uninstall_takes_it_away() {
     for link in ["sbin/mount.swarmfs", "sbin/mount.fuse.swarmfs"] {
         assert_eq!(std::fs::read_link(place.path().join(link)).unwrap(), Path::new("/usr/bin/swarmfs"));
     }
+    // As an original is called.
+    assert_eq!(std::fs::read_link(place.path().join("usr/bin/xcat")).unwrap(), Path::new("swarmfs"));
     for shell in ["bash", "zsh", "fish"] {
         let script = match shell {
             "bash" => "usr/share/bash-completion/completions/swarmfs",

@@ -9,13 +9,14 @@ use super::NodeArgs;
 use crate::keys::{NotAKey, PublicKey};
 use crate::settings::quantity::{parse_duration, parse_rate};
 use crate::settings::{
-    CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
-    parse_port, parse_slots, parse_umask,
+    CacheSettings, DEFAULT_SOFT, NetSettings, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface,
+    parse_peer, parse_port, parse_slots, parse_umask,
 };
 use crate::wire::head::{NotAHash, PageHash};
+use crate::wire::xcat::{Refusal, Request};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 34] = [
+const WORDS: [(&str, Option<&str>); 36] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
@@ -25,6 +26,9 @@ const WORDS: [(&str, Option<&str>); 34] = [
     ("head", Some("head=HASH, with the 64 hex digits that `swarmfs status` shows as the tree's head")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
+    ("noxcat", None),
+    // With a value too.
+    ("xcat", None),
     ("secret_file", Some("secret_file=/etc/swarmfs/secret")),
     ("hard", None),
     ("soft", None),
@@ -115,6 +119,12 @@ pub enum OptionError {
     Remount,
     #[error("option delay_connect needs a tree's name: what there is, nobody may be there to say")]
     DelayWithoutTree,
+    #[error("option xcat={path}: {reason}")]
+    Legacy { path: String, reason: Refusal },
+    #[error(
+        "option xcat with {0}: the legacy protocol has no keys, no secrets and no trees to wait for; leave one of them out"
+    )]
+    NotLegacy(&'static str),
     #[error("option {word} needs a value, for example {example}")]
     NeedsValue { word: &'static str, example: &'static str },
     #[error("option {word} takes no value, but has {value:?}")]
@@ -143,6 +153,8 @@ pub struct Draft {
     pub shown: Shown,
     pub retry: Option<Duration>,
     pub delay_connect: bool,
+    /// By the legacy protocol alone, and the paths that there are.
+    pub legacy: Option<Vec<String>>,
     soft: bool,
     timeo: Option<Duration>,
     /// Unknown words are passed over, as mount(8) asks for with `-s`.
@@ -152,6 +164,20 @@ pub struct Draft {
 impl Draft {
     pub fn new(allow_other: bool, sloppy: bool) -> Draft {
         Draft { allow_other, sloppy, ..Draft::default() }
+    }
+
+    /// By the legacy protocol nobody can check a key, and nobody can be kept out; a word that says so must not be believed.
+    pub fn legacy_fits(&self, net: &NetSettings) -> Result<(), OptionError> {
+        let unfit = [
+            ("delay_connect", self.delay_connect),
+            ("key", net.key.is_some()),
+            ("head", net.head.is_some()),
+            ("secret_file", net.secret_file.is_some()),
+        ];
+        match unfit.into_iter().find(|(_, given)| *given && self.legacy.is_some()) {
+            Some((word, _)) => Err(OptionError::NotLegacy(word)),
+            None => Ok(()),
+        }
     }
 
     /// Takes words separated by commas. A later one counts where two contradict; interfaces and peers add up.
@@ -181,12 +207,28 @@ impl Draft {
             }
             return Err(OptionError::Unknown { word: name.to_owned(), nearest: nearest(name, mount_words()) });
         };
+        if word == "xcat" {
+            return self.set_legacy(value);
+        }
         match (example, value) {
             (Some(example), None | Some("")) => Err(OptionError::NeedsValue { word, example }),
             (None, Some(value)) => Err(OptionError::TakesNoValue { word, value: value.to_owned() }),
             (Some(_), Some(value)) => self.set_value(word, value),
             (None, None) => self.set_flag(word),
         }
+    }
+
+    fn set_legacy(&mut self, paths: Option<&str>) -> Result<(), OptionError> {
+        let paths = self.legacy.get_or_insert_default().iter().cloned().map(Ok).chain(
+            paths.into_iter().flat_map(|paths| paths.split(':')).filter(|path| !path.is_empty()).map(|path| {
+                let request = Request::new(path, 0);
+                request
+                    .map(|request| request.path())
+                    .map_err(|reason| OptionError::Legacy { path: path.into(), reason })
+            }),
+        );
+        self.legacy = Some(paths.collect::<Result<_, _>>()?);
+        Ok(())
     }
 
     fn set_value(&mut self, word: &'static str, value: &str) -> Result<(), OptionError> {
@@ -223,6 +265,7 @@ impl Draft {
         match word {
             "hard" => (self.soft, self.timeo) = (false, None),
             "soft" => self.soft = true,
+            "noxcat" => self.node.no_xcat = true,
             "allow_other" => self.allow_other = true,
             "suid" | "allow_suid" => self.suid = true,
             "nosuid" => self.suid = false,

@@ -17,7 +17,7 @@ use super::links::{LinkIo, Owed};
 use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
-use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
+use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Standing, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
 use crate::net::channel::{Room, Suites};
@@ -402,6 +402,11 @@ impl Core {
                 self.handle(Input::Window { reader, window });
             }
             Command::CloseReader(reader) => self.handle(Input::CloseReader { reader }),
+            Command::Standing { chunk, blocks, done } => {
+                let (holders, sending, rate) = self.node.standing(chunk, blocks, self.now());
+                done(Standing { holders: holders as u32, sending, rate });
+            }
+            Command::Sent(bytes) => self.upload.count(bytes, Instant::now()),
             Command::Stop => {}
         }
     }

@@ -7,7 +7,7 @@ use crate::fs::Error;
 /// What the kernel is told, and through it the program that asked.
 pub fn errno(error: Error) -> Errno {
     match error {
-        Error::NotFound => Errno::ENOENT,
+        Error::NotFound | Error::Unanswered => Errno::ENOENT,
         Error::NotADirectory => Errno::ENOTDIR,
         Error::NotAFile | Error::NotALink => Errno::EINVAL,
         Error::Loop => Errno::ELOOP,

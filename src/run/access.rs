@@ -92,7 +92,7 @@ async fn cat(node: &dyn Node, path: &Path, out: &mut dyn Write) -> Result<(), Cl
 }
 
 /// The socket of a node that has the tree, or, with none named, the one tree that this host's nodes have.
-fn node_of_this_host(tree: Option<&TreeName>, net: &NetSettings) -> Result<Option<NodeSocket>, RunError> {
+pub fn node_of_this_host(tree: Option<&TreeName>, net: &NetSettings) -> Result<Option<NodeSocket>, RunError> {
     // Without a place for sockets, or with one that others keep to themselves, there is no node to go through.
     let sockets = runtime_dir().ok().and_then(|dir| nodes_in(&dir).ok()).unwrap_or_default();
     let nodes: Vec<(NodeSocket, Status)> =

@@ -18,17 +18,24 @@ use tracing::warn;
 use super::{RunError, find, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
 use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
-use crate::control::server::{Limits, Server};
+use crate::control::server::{self, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
 use crate::driver::{self, Client, DiscoverError, Found, ReadRange};
+use crate::fs::Supply;
+use crate::legacy::Limits;
 use crate::origin::{OriginError, StateDir, Tree};
 use crate::settings::{CacheSettings, NetSettings, RETRY_AT_BOOT, RETRY_BY_HAND};
 use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
+use crate::xcat;
 
 /// How long the root of a tree that was found may take to arrive, also where reads will wait for ever: somebody has just
 /// answered for the tree, so a node that gets nothing is not waiting for an origin's return.
 pub const FIRST_PAGE: Duration = Duration::from_secs(30);
+
+/// Of this many bytes of cache one legacy transfer may be under way, up to so many: what they pin is a quarter more.
+const LEGACY_SLOT: u64 = 64 << 20;
+const LEGACY_SLOTS: u64 = 8;
 
 /// A node of this process; it stops when this is dropped.
 pub struct Live {
@@ -37,10 +44,12 @@ pub struct Live {
     role: Role,
     directory: Option<PathBuf>,
     mountpoint: Option<PathBuf>,
+    legacy: Option<xcat::Server>,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
+        drop(self.legacy.take());
         self.client.stop();
     }
 }
@@ -93,7 +102,16 @@ pub fn serve_replica(dir: &Path, name: TreeName, net: &NetSettings, cache: &Cach
 impl Live {
     fn new(client: Client, role: Role, directory: Option<PathBuf>) -> Live {
         let files = Embedded::new(client.clone());
-        Live { client, files, role, directory, mountpoint: None }
+        Live { client, files, role, directory, mountpoint: None, legacy: None }
+    }
+
+    /// Answers legacy requests too: an origin out of its tree, any other out of its cache. Where another program has the
+    /// port the node does without.
+    pub fn with_legacy(mut self, net: &NetSettings, cache: &CacheSettings) -> Live {
+        let origin = self.role == Role::Origin;
+        let shelf = xcat::NodeShelf::new(&self.client, origin, net.upload.is_some());
+        self.legacy = answer_legacy(shelf, net, cache, origin);
+        self
     }
 
     pub fn client(&self) -> &Client {
@@ -131,29 +149,51 @@ impl Live {
         (self.role, self.mountpoint) = (Role::Mount, Some(point.to_owned()));
         self
     }
+}
 
-    /// Answers on the node's control socket until `end`, or until a signal asks for the end.
-    pub async fn attend(self: Arc<Self>, mut signals: Signals, end: impl Future<Output = ()>) {
-        let tree = self.client.head().name.clone();
-        tokio::select! {
-            () = answer(self, tree) => {}
-            () = end => {}
-            () = signals.asked() => {}
-        }
+/// Answers on the node's control socket until `end`, or until a signal asks for the end.
+pub async fn attend(node: Arc<dyn Node>, tree: TreeName, mut signals: Signals, end: impl Future<Output = ()>) {
+    tokio::select! {
+        () = answer(node, tree) => {}
+        () = end => {}
+        () = signals.asked() => {}
     }
 }
 
 /// Answers on a control socket for as long as it is polled. Without a place for the socket the node works all the same,
 /// and `status` does not see it.
 pub async fn answer(node: Arc<dyn Node>, tree: TreeName) {
-    let server = runtime_dir()
-        .map_err(|error| error.to_string())
-        .and_then(|dir| Server::bind(&dir, tree.as_str(), Limits::default()).map_err(|error| error.to_string()));
+    let server = runtime_dir().map_err(|error| error.to_string()).and_then(|dir| {
+        Server::bind(&dir, tree.as_str(), server::Limits::default()).map_err(|error| error.to_string())
+    });
     match server {
         Ok(server) => server.run(node).await,
         Err(reason) => {
             warn!(reason, "no control socket: status, ls and cat do not see this node");
             std::future::pending().await
+        }
+    }
+}
+
+/// Answers legacy requests from a shelf, unless told not to. That the port is taken is told once.
+pub fn answer_legacy(
+    shelf: impl xcat::Shelf,
+    net: &NetSettings,
+    cache: &CacheSettings,
+    origin: bool,
+) -> Option<xcat::Server> {
+    // What is for those who have a secret is not for everybody.
+    if net.no_xcat || net.secret_file.is_some() {
+        return None;
+    }
+    // A chunk that is being sent stays in memory when the cache lets go of it.
+    let slots = (cache.budget_bytes / LEGACY_SLOT).clamp(1, LEGACY_SLOTS);
+    let slots = net.upload_slots.map_or(slots, |most| slots.min(most.into())) as usize;
+    match xcat::Server::start(shelf, Limits { slots, rate: net.upload, origin }) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            warn!("legacy requests are not answered: UDP port {}: {error}", xcat::PORT);
+            None
         }
     }
 }
@@ -199,6 +239,7 @@ impl Node for Live {
             head: head.root.to_string(),
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
+            unsigned: false,
             port: now.port,
             private: now.private,
             directory: self.directory.as_ref().map(text),
@@ -215,47 +256,60 @@ impl Node for Live {
                 from_peers: now.from_peers,
                 to_peers: now.to_peers,
             },
-            counters: now.counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            counters: {
+                let legacy = self.legacy.as_ref().map(xcat::Server::counters);
+                let counters = now.counters.into_iter().chain(legacy.into_iter().flatten());
+                counters.map(|(name, count)| (name.to_owned(), count)).collect()
+            },
         }
     }
 
     fn list<'a>(&'a self, path: &'a Path, entries: mpsc::Sender<Entry>) -> Answer<'a, ()> {
-        Box::pin(async move {
-            let path = path.as_os_str().as_bytes();
-            let found = self.files.entry(path, false).await.map_err(failure)?;
-            // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
-            let is_directory = match found.row.kind() {
-                Kind::Directory => true,
-                Kind::Symlink { .. } => {
-                    let target = self.files.entry(path, true).await;
-                    target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
-                }
-                _ => false,
-            };
-            if !is_directory {
-                return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
-            }
-            let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
-            let pass = async move {
-                while let Some(part) = arriving.recv().await {
-                    for entry in part {
-                        // Nobody reads on: the receiver goes, and the listing ends with it.
-                        if entries.send(entry_of(&entry.row)).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            };
-            tokio::join!(self.files.list_into(path, parts), pass).0.map_err(failure)
-        })
+        Box::pin(list_in(&self.files, path, entries))
     }
 
     fn open<'a>(&'a self, path: &'a Path) -> Answer<'a, Box<dyn AsyncRead + Send + Unpin>> {
-        Box::pin(async move {
-            let file = self.files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
-            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
-        })
+        Box::pin(open_in(&self.files, path))
     }
+}
+
+/// Sends what is at a path of a tree: a directory's entries, or the one entry that anything else is.
+pub async fn list_in<S: Supply>(files: &Embedded<S>, path: &Path, entries: mpsc::Sender<Entry>) -> Result<(), Failure> {
+    let path = path.as_os_str().as_bytes();
+    let found = files.entry(path, false).await.map_err(failure)?;
+    // A link to a directory is listed as that directory; any other, and a broken one, is shown as it is.
+    let is_directory = match found.row.kind() {
+        Kind::Directory => true,
+        Kind::Symlink { .. } => {
+            let target = files.entry(path, true).await;
+            target.is_ok_and(|target| *target.row.kind() == Kind::Directory)
+        }
+        _ => false,
+    };
+    if !is_directory {
+        return entries.send(entry_of(&found.row)).await.map_err(|_| Failure::Stopped);
+    }
+    let (parts, mut arriving) = mpsc::channel::<Vec<catalogue::Entry>>(1);
+    let pass = async move {
+        while let Some(part) = arriving.recv().await {
+            for entry in part {
+                // Nobody reads on: the receiver goes, and the listing ends with it.
+                if entries.send(entry_of(&entry.row)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::join!(files.list_into(path, parts), pass).0.map_err(failure)
+}
+
+/// Opens a regular file of a tree.
+pub async fn open_in<S: Supply>(
+    files: &Embedded<S>,
+    path: &Path,
+) -> Result<Box<dyn AsyncRead + Send + Unpin>, Failure> {
+    let file = files.open(path.as_os_str().as_bytes()).await.map_err(failure)?;
+    Ok(Box::new(file))
 }
 
 fn failure(error: StreamError) -> Failure {

@@ -4,7 +4,7 @@
 //! mount is made when there is something to show; the terminal is left when the mount answers. A failure before that is
 //! the command's own, told where the command was given.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::legacy::Legacy;
 use super::live::{self, Live, Signals};
 use super::search::Search;
 use super::{RunError, find, log, service, status};
 use crate::cli::MountRequest;
-use crate::driver::Client;
-use crate::fs::{self, Fs};
+use crate::fs::{self, Fs, Supply};
 use crate::fuse::{self, MountError, Mounted, Outcome, Readiness, Role, daemonize};
-use crate::settings::{MountSettings, NetSettings, Patience};
+use crate::settings::{MountSettings, Patience};
 
 /// Mounts and, in the foreground, serves the mount to its end. `status_of` gives the exit status of a failure: the command
 /// and mount(8)'s helper differ in that. An error is still to be told; an outcome's message is, too.
@@ -56,6 +56,8 @@ enum Source {
     Node(Arc<Live>),
     /// From a node that is still to be found.
     Search(Box<Search>),
+    /// From whoever answers by the legacy protocol.
+    Legacy(Arc<Legacy>),
 }
 
 fn start(request: &MountRequest) -> Result<Started, RunError> {
@@ -69,10 +71,19 @@ fn start(request: &MountRequest) -> Result<Started, RunError> {
         let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
         return Ok(Started { mounted, supply: Source::Search(Box::new(search)), signals, runtime });
     }
+    if let Some(paths) = &settings.legacy {
+        let node = Arc::new(Legacy::start(settings, paths, &point, net, cache)?);
+        let fs =
+            runtime.block_on(filesystem(node.tree(), of_legacy(settings), || RunError::NoLegacy(paths.clone())))?;
+        let signals = signals(&runtime)?;
+        let source = settings.source.clone().unwrap_or_else(|| node.name().as_str().into());
+        let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
+        return Ok(Started { mounted, supply: Source::Legacy(node), signals, runtime });
+    }
     let found = find::find(net, settings.tree.as_ref(), settings.retry)?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
-    let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
-    let fs = runtime.block_on(filesystem(&node, settings, net))?;
+    let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point).with_legacy(net, cache));
+    let fs = runtime.block_on(filesystem(node.client(), of_fs(settings), || node.unreached(net)))?;
     let signals = signals(&runtime)?;
     let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
     Ok(Started { mounted, supply: Source::Node(node), signals, runtime })
@@ -92,21 +103,31 @@ fn of_fs(settings: &MountSettings) -> fs::Settings {
     fs::Settings { root: settings.subdir.as_os_str().as_bytes().to_vec(), patience }
 }
 
+/// A legacy tree begins at the directory that is asked below of.
+fn of_legacy(settings: &MountSettings) -> fs::Settings {
+    fs::Settings { root: Vec::new(), ..of_fs(settings) }
+}
+
 fn shown_on(point: PathBuf, source: OsString, settings: &MountSettings) -> fuse::Settings {
     let MountSettings { suid, dev, noexec, nosymfollow, allow_other, shown, .. } = *settings;
     fuse::Settings { source, point, suid, dev, exec: !noexec, allow_other, symfollow: !nosymfollow, shown }
 }
 
 /// The tree, or the directory of it that is to be shown.
-async fn filesystem(node: &Live, settings: &MountSettings, net: &NetSettings) -> Result<Arc<Fs<Client>>, RunError> {
+async fn filesystem<S: Supply + Clone>(
+    supply: &S,
+    settings: fs::Settings,
+    unreached: impl FnOnce() -> RunError,
+) -> Result<Arc<Fs<S>>, RunError> {
     let (tell, answer) = oneshot::channel();
-    Fs::start(node.client().clone(), of_fs(settings), move |started| {
+    let subdir = Path::new("/").join(OsStr::from_bytes(&settings.root));
+    Fs::start(supply.clone(), settings, move |started| {
         // Nobody waits any more only where the command has ended.
         let _ = tell.send(started);
     });
-    let answer = tokio::time::timeout(live::FIRST_PAGE, answer).await.map_err(|_| node.unreached(net))?;
+    let answer = tokio::time::timeout(live::FIRST_PAGE, answer).await.map_err(|_| unreached())?;
     let started = answer.unwrap_or(Err(fs::Error::Ended));
-    started.map_err(|reason| RunError::Root { subdir: Path::new("/").join(&settings.subdir), reason: reason.into() })
+    started.map_err(|reason| RunError::Root { subdir, reason: reason.into() })
 }
 
 /// The mountpoint by its real path. Looked at before the network is, so that a slip of the finger is told at once.
@@ -140,6 +161,10 @@ impl Started {
         // Held until the mount is gone: its requests need it.
         let node = match supply {
             Source::Node(node) => Some(node),
+            Source::Legacy(node) => {
+                runtime.block_on(node.attend(signals, ended(mounted.clone())));
+                return finish(&mounted);
+            }
             Source::Search(search) => runtime.block_on(async {
                 service::ready("waits for somebody with the tree");
                 tokio::select! {
@@ -152,23 +177,27 @@ impl Started {
         if let Some(node) = &node {
             runtime.block_on(async {
                 tokio::select! {
-                    () = node.clone().attend(signals, ended(mounted.clone())) => {}
+                    () = live::attend(node.clone(), node.client().head().name.clone(), signals, ended(mounted.clone())) => {}
                     () = service::attend(node) => {}
                 }
             });
         }
-        service::stopping();
-        // After a signal it is still there.
-        if let Err(error) = mounted.unmount() {
-            warn!(%error, "the mount could not be taken away");
-            return status::SYSTEM;
-        }
-        if !mounted.is_handed() {
-            mounted.wait();
-        }
-        info!("unmounted");
-        status::DONE
+        finish(&mounted)
     }
+}
+
+fn finish(mounted: &Mounted) -> u8 {
+    service::stopping();
+    // After a signal it is still there.
+    if let Err(error) = mounted.unmount() {
+        warn!(%error, "the mount could not be taken away");
+        return status::SYSTEM;
+    }
+    if !mounted.is_handed() {
+        mounted.wait();
+    }
+    info!("unmounted");
+    status::DONE
 }
 
 /// Done when the mount is gone, whoever took it away.

@@ -111,7 +111,7 @@ impl Search {
                 .and_then(|found| live::join(found, &self.net, &self.cache));
             match joined {
                 Ok(node) => {
-                    let node = Arc::new(node.mounted_on(&self.point));
+                    let node = Arc::new(node.mounted_on(&self.point).with_legacy(&self.net, &self.cache));
                     self.late.connect(node.client().clone());
                     info!(tree = %self.tree, "whoever waited for the tree can go on");
                     return node;

@@ -21,19 +21,21 @@ pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     let replica = settings.replica;
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
-    let node = Arc::new(match replica {
+    let node = match replica {
         false => live::serve(&dir, name, &net, &cache)?,
         true => live::serve_replica(&dir, name, &net, &cache)?,
-    });
+    };
+    let node = Arc::new(node.with_legacy(&net, &cache));
     let signals = {
         let _inside = runtime.enter();
         Signals::new()?
     };
     // Nobody needs to read this for the tree to be served.
     let _ = announce(&dir, &node.client().head(), replica);
+    let tree = node.client().head().name.clone();
     runtime.block_on(async {
         tokio::select! {
-            () = node.clone().attend(signals, std::future::pending()) => {}
+            () = live::attend(node.clone(), tree, signals, std::future::pending()) => {}
             () = service::attend(&node) => {}
         }
     });

@@ -130,11 +130,19 @@ fn paragraph(status: &Status) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<12}{value}");
     };
-    row("key", format!("{}, version {} of the tree", status.key_fingerprint, status.sequence));
+    row(
+        "key",
+        match status.unsigned {
+            true => "none: bytes come by the legacy protocol, unsigned".to_owned(),
+            false => format!("{}, version {} of the tree", status.key_fingerprint, status.sequence),
+        },
+    );
     if status.private {
         row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
     }
-    row("head", status.head.clone());
+    if !status.unsigned {
+        row("head", status.head.clone());
+    }
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)

@@ -213,6 +213,11 @@ impl Lab {
         passed(&self.switch, &host.port)
     }
 
+    /// Runs `work` in a thread whose sockets are the switch's: it sees what passes.
+    pub fn at_switch<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.switch.inside(work)
+    }
+
     /// Pulls a host's cable: its interface loses carrier.
     pub fn cut(&self, host: &Host) {
         self.switch.script(&format!("ip link set {} down", host.port));
@@ -357,15 +362,9 @@ impl Host {
         PathBuf::from(format!("/proc/{}/root", self.space.pid())).join(path)
     }
 
-    /// Runs `work` in a thread whose sockets are this host's.
+    /// Runs `work` in a thread whose sockets are this host's, as are those of threads that it starts.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                self.space.move_thread_into_network();
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        self.space.inside(work)
     }
 
     /// Makes each packet that reaches this host get lost with this probability; 0 loses none. What it sends are single

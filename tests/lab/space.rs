@@ -136,6 +136,17 @@ impl Space {
         move_thread_into(&fs::File::open(format!("/proc/{}/ns/net", self.pid)).expect("the holder lives"));
     }
 
+    /// Runs `work` in a thread that is in this network.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.move_thread_into_network();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Every living process inside.
     pub fn pids(&self) -> Vec<u32> {
         let own = fs::read_link(format!("/proc/{}/ns/pid", self.pid)).expect("the holder lives");

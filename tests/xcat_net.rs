@@ -1,0 +1,338 @@
+//! The legacy protocol on a network: what originals would not survive never passes, nobody's requests can be made to harm
+//! others, and native readers hardly notice.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+mod lab;
+mod legacy;
+
+use lab::samples::{self, Digest};
+use lab::swarm::{self, MOUNT, complaint};
+use lab::{Host, Lab, Link};
+use legacy::client::Client;
+use legacy::server::Server;
+use legacy::watch::Watch;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MIB: u64 = 1 << 20;
+const LONG: Duration = Duration::from_secs(120);
+
+/// A tree of one random file.
+fn tree(lab: &Lab, len: u64) -> (PathBuf, Digest) {
+    let path = lab.scratch().join("tree");
+    std::fs::create_dir(&path).unwrap();
+    samples::random_file(&path.join("random"), len, 5);
+    samples::random_file(&path.join("small"), 1000, 6);
+    let digest = samples::digest_of(&path.join("random"));
+    (path, digest)
+}
+
+/// What an original client gets, and how long it takes.
+fn get(host: &Host, client: &Client) -> (Digest, Duration) {
+    host.inside(|| {
+        let (mut hasher, began) = (blake3::Hasher::new(), Instant::now());
+        let len = client.get("random", LONG, |bytes| {
+            hasher.update(bytes);
+        });
+        let len = len.unwrap_or_else(|death| panic!("the client died of {death}"));
+        (Digest { len, hash: hasher.finalize() }, began.elapsed())
+    })
+}
+
+fn xcat(host: &Host, more: &[&str]) -> Digest {
+    let args = [&["xcat", "random"], more].concat();
+    let output = host.run(LONG, swarm::program().to_str().unwrap(), &args);
+    assert!(output.status.success(), "{}", complaint(&output));
+    samples::digest(&output.stdout[..]).unwrap()
+}
+
+#[test]
+fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
+    let Some(lab) = Lab::shared(6, Link::mbit(400)) else { return };
+    let (path, digest) = tree(&lab, 40 * MIB);
+    let watch = lab.at_switch(Watch::start);
+    // Native and legacy at once.
+    let mut origin = swarm::serve(lab.origin(), &path, "images", &[]);
+    let mounts = [1, 2].map(|host| swarm::mount(lab.host(host), "images", &["--cache", "128M"]));
+    std::thread::scope(|scope| {
+        for host in [1, 2] {
+            let host = lab.host(host);
+            scope.spawn(move || swarm::read(host, "random", &[]).finish(LONG).must_be(digest));
+        }
+        for host in [3, 4] {
+            let host = lab.host(host);
+            scope.spawn(move || {
+                let client = host.inside(|| Client::start(true));
+                assert_eq!(get(host, &client).0, digest);
+                assert_eq!(client.stop(), None);
+            });
+        }
+        let host = lab.host(5);
+        scope.spawn(move || assert_eq!(xcat(host, &[]), digest));
+    });
+    origin.kill();
+    let client = lab.host(3).inside(|| Client::start(false));
+    assert_eq!(get(lab.host(3), &client).0, digest, "by the mounts alone");
+    assert_eq!(client.stop(), None);
+    drop(mounts);
+    // Legacy alone.
+    let server = lab.origin().inside(|| Server::start(&path));
+    let helper = lab.host(3).inside(|| Client::start(true));
+    assert_eq!(get(lab.host(3), &helper).0, digest);
+    assert_eq!(xcat(lab.host(4), &["--linger", "1s"]), digest);
+    let mount = swarm::mount(lab.host(5), "old", &["-o", "xcat"]);
+    swarm::read(lab.host(5), "random", &[]).finish(LONG).must_be(digest);
+    drop(mount);
+    assert_eq!((server.stop(), helper.stop()), (None, None));
+    // A limit that makes a whole chunk take longer than an original waits.
+    let _origin = swarm::serve(lab.origin(), &path, "images", &["--upload", "1M"]);
+    let client = lab.host(2).inside(|| Client::start(false));
+    lab.host(2).inside(|| {
+        client.get("random", Duration::from_secs(1), |_| {}).unwrap_err();
+        assert_eq!(client.get("small", LONG, |_| {}), Ok(1000));
+    });
+    assert_eq!(client.stop(), None);
+    let seen = watch.stop();
+    // What the original client does itself is not ours to judge: it helps out with headers alone.
+    let originals = [3, 4].map(|host| format!("{} to ", lab.host(host).address()));
+    let deadly: Vec<&String> =
+        seen.deadly.iter().filter(|what| !originals.iter().any(|original| what.starts_with(original))).collect();
+    assert!(deadly.is_empty(), "{deadly:#?}");
+    assert!(seen.requests > 20 && seen.answers > 15, "{} requests, {} answers", seen.requests, seen.answers);
+}
+
+/// Requests with a forged source, as fast as asked for, until it is dropped.
+struct Forger {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Forger {
+    /// In the network of the calling thread. Requests come from each of these addresses in turn, a millisecond's worth at
+    /// a time.
+    fn start(from: Vec<Ipv4Addr>, requests: Vec<Vec<u8>>, per_ms: usize) -> Forger {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+        socket.set_header_included_v4(true).unwrap();
+        socket.set_broadcast(true).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let to = SocketAddr::from((Ipv4Addr::BROADCAST, 0)).into();
+            let (mut sent, began) = (0u64, Instant::now());
+            while !stopped.load(Ordering::SeqCst) {
+                for _ in 0..per_ms {
+                    let from = from[sent as usize % from.len()];
+                    let packet = forged(from, &requests[sent as usize % requests.len()]);
+                    // A full queue loses some.
+                    let _ = socket.send_to(&packet, &to);
+                    sent += 1;
+                }
+                let due = Duration::from_micros(sent * 1000 / per_ms as u64);
+                std::thread::sleep(due.saturating_sub(began.elapsed()));
+            }
+            sent
+        });
+        Forger { stop, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+/// An IPv4 packet to everybody. The kernel fills in its length, number and sum; UDP does without one.
+fn forged(from: Ipv4Addr, request: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(from.octets());
+    packet.extend(Ipv4Addr::BROADCAST.octets());
+    for number in [40_000, legacy::PORT, 8 + request.len() as u16, 0] {
+        packet.extend(number.to_be_bytes());
+    }
+    packet.extend(request);
+    packet
+}
+
+#[test]
+fn forged_requests_reach_nobody_more_than_once_a_second_and_cost_readers_nothing() {
+    let Some(lab) = Lab::timed(5, Link::mbit(100)) else { return };
+    let (path, digest) = tree(&lab, 64 * MIB);
+    let _origin = swarm::serve(lab.origin(), &path, "images", &[]);
+    let _mount = swarm::mount(lab.host(1), "images", &["--cache", "32M"]);
+    let read = || {
+        lab.host(1).sh(LONG, &format!("echo 3 > /proc/sys/vm/drop_caches; cat {MOUNT}/small > /dev/null"));
+        let read = swarm::read(lab.host(1), "random", &["iflag=nocache"]).finish(LONG);
+        read.must_be(digest);
+        read.took
+    };
+    let quiet = read();
+    let victim = lab.host(2).address();
+    // Somebody who is there and listens for nothing, and many who are not there.
+    let from = std::iter::once(victim).chain((100..220).map(|last| Ipv4Addr::new(10, 77, 0, last))).collect();
+    let mut requests: Vec<Vec<u8>> = (0..6).map(|chunk| format!("random@{chunk}").into_bytes()).collect();
+    requests.extend([&b"../etc/passwd@0"[..], b"nothing@0", b"random@x"].map(<[u8]>::to_vec));
+    let watch = lab.at_switch(Watch::start);
+    let began = Instant::now();
+    let chunks = requests[..4].to_vec();
+    let forger = lab.host(3).inside(|| Forger::start(from, requests, 10));
+    let noisy = read();
+    let sent = forger.stop();
+    let took = began.elapsed();
+    // Nobody is disturbed now: the one who is there is connected to.
+    let forger = lab.host(3).inside(|| Forger::start(vec![victim], chunks, 10));
+    swarm::wait_until(LONG, "four seconds of forged requests", || (began.elapsed() > took + 4 * SECOND).then_some(()));
+    forger.stop();
+    let seen = watch.stop();
+    let rate = sent as f64 / took.as_secs_f64();
+    let most = seen.connections.values().map(|times| most_within(times, Duration::from_millis(900))).max();
+    let counts: BTreeMap<_, _> = seen.connections.iter().map(|(to, times)| (to, times.len())).collect();
+    println!("{rate:.0} a second: {noisy:?} instead of {quiet:?}; {most:?} connections within a second: {counts:?}");
+    assert!(rate > 5_000.0, "{rate} a second");
+    assert!((1..=2).contains(&most.unwrap_or(0)), "each of origin and mount may connect: {counts:?}");
+    assert!(noisy < quiet.mul_f64(1.25), "{noisy:?} instead of {quiet:?}");
+}
+
+/// The most of these moments that lie within so long of each other.
+fn most_within(times: &[Instant], span: Duration) -> usize {
+    times
+        .iter()
+        .map(|first| times.iter().filter(|at| **at >= *first && **at < *first + span).count())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Answers every request in one of the wrong ways, before anybody else does.
+fn lie(stop: &AtomicBool) {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, legacy::PORT)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut count = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let mut buffer = [0; 4096];
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
+        let request = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        let Ok(mut stream) = TcpStream::connect_timeout(&(from.ip(), legacy::PORT).into(), Duration::from_millis(200))
+        else {
+            continue;
+        };
+        count += 1;
+        std::thread::spawn(move || {
+            // Whatever becomes of it.
+            let _ = match count % 6 {
+                0 => stream.write_all(format!("{request}@0000000100000003abc").as_bytes()),
+                1 => stream
+                    .write_all(format!("{request}@00000000FFFFFFFF").as_bytes())
+                    .and_then(|()| endless(&mut stream)),
+                2 => stream
+                    .write_all(format!("{request}@0000000001000000").as_bytes())
+                    .and_then(|()| endless(&mut stream)),
+                3 => stream
+                    .write_all(format!("{request}@0000000001000000").as_bytes())
+                    .and_then(|()| trickle(&mut stream)),
+                4 => endless(&mut stream),
+                _ => stream.read(&mut [0]).map(drop),
+            };
+        });
+    }
+}
+
+fn endless(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+    loop {
+        stream.write_all(&[7; 65536])?;
+    }
+}
+
+fn trickle(stream: &mut TcpStream) -> std::io::Result<()> {
+    loop {
+        stream.write_all(&[7])?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn liars_cost_time_and_no_wrong_byte_is_written() {
+    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
+    let (path, digest) = tree(&lab, 33 * MIB);
+    let server = lab.origin().inside(|| Server::start(&path));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| lab.host(1).inside(|| lie(&stop)));
+        let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            assert_eq!(xcat(lab.host(2), &[]), digest);
+        }));
+        stop.store(true, Ordering::SeqCst);
+        got.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert_eq!(server.stop(), None);
+}
+
+#[test]
+fn four_originals_hardly_delay_four_mounts_and_take_two_copies_at_most() {
+    let Some(lab) = Lab::timed(9, Link::mbit(100)) else { return };
+    let (path, digest) = tree(&lab, 64 * MIB);
+    let (mounts, clients): (Vec<&Host>, Vec<&Host>) =
+        (lab.nodes()[..4].iter().collect(), lab.nodes()[4..].iter().collect());
+    // The best of two: a busy machine makes it slower.
+    let (mut alone, mut beside, mut copies) = (Duration::MAX, Duration::MAX, f64::MAX);
+    let mut slowest = Duration::ZERO;
+    for _ in 0..2 {
+        let mut origin = swarm::serve(lab.origin(), &path, "images", &[]);
+        let nodes: Vec<_> = mounts.iter().map(|host| swarm::mount(host, "images", &["--cache", "128M"])).collect();
+        alone = alone.min(read_all(&mounts, digest));
+        drop(nodes);
+        // The next one wants its state.
+        origin.signal("TERM");
+        origin.wait(LONG);
+        let mut origin = swarm::serve(lab.origin(), &path, "images", &[]);
+        let _nodes: Vec<_> = mounts.iter().map(|host| swarm::mount(host, "images", &["--cache", "128M"])).collect();
+        let before = lab.sent_by(lab.origin());
+        let native = std::thread::scope(|scope| {
+            let native = scope.spawn(|| read_all(&mounts, digest));
+            let originals: Vec<_> = clients.iter().map(|host| scope.spawn(|| original(host, digest))).collect();
+            slowest = originals.into_iter().map(|original| original.join().unwrap()).max().unwrap();
+            native.join().unwrap()
+        });
+        origin.signal("TERM");
+        origin.wait(LONG);
+        beside = beside.min(native);
+        copies = copies.min((lab.sent_by(lab.origin()) - before) as f64 / digest.len as f64);
+        if beside < alone.mul_f64(1.1) && copies < 3.0 {
+            break;
+        }
+    }
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    println!(
+        "mounts {alone:?} alone and {beside:?} beside originals ({ratio:.3}), which took {slowest:?}; {copies:.2} \
+        copies left the origin for all"
+    );
+    assert!(ratio <= 1.1, "{ratio:.3}");
+    // The mounts' own is one and some headers.
+    assert!(copies <= 3.1, "{copies:.2}");
+}
+
+/// Reads the file on all mounts at once; the time of the last.
+fn read_all(mounts: &[&Host], digest: Digest) -> Duration {
+    let readings: Vec<_> = mounts.iter().map(|host| swarm::read(host, "random", &[])).collect();
+    let reads = readings.into_iter().map(|reading| {
+        let read = reading.finish(LONG);
+        read.must_be(digest);
+        read.took
+    });
+    reads.max().unwrap()
+}
+
+fn original(host: &Host, digest: Digest) -> Duration {
+    let client = host.inside(|| Client::start(true));
+    let (got, took) = get(host, &client);
+    assert_eq!(got, digest);
+    assert_eq!(client.stop(), None);
+    took
+}
