@@ -196,12 +196,12 @@ impl Core {
     fn on_foreign(&mut self, from: SocketAddr, sealed: bool, tell: Option<SocketAddr>) {
         self.statistics.foreign += 1;
         if !std::mem::replace(&mut self.statistics.told[usize::from(!sealed)], true) {
-            let who = match (sealed, self.net.secret.is_some()) {
-                (false, _) => "without a secret",
-                (true, true) => "with another secret",
-                (true, false) => "with a secret, which this one would need with --secret-file to join them",
+            let said = match (sealed, self.net.secret.is_some()) {
+                (false, _) => "a node without a secret is on this network; such nodes are ignored",
+                (true, true) => "a node with another secret is on this network; such nodes are ignored",
+                (true, false) => "a node with a secret is on this network; it takes --secret-file to join such nodes",
             };
-            tracing::info!(%from, "a node {who} is on this network; such ones are ignored");
+            tracing::info!(%from, "{said}");
         }
         if let Some(to) = tell
             && let Some(refusal) = self.mail.refusal(Instant::now())
