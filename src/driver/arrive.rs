@@ -217,8 +217,8 @@ impl Core {
         }
         if !answers {
             // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
-            if welcome.head.key == head.key && welcome.head.sequence > head.sequence && self.tree.is_none() {
-                self.adopt(welcome.head);
+            if welcome.head.key == head.key && (self.tree.is_none() || self.replica) {
+                self.on_head(&welcome.head);
             }
             return;
         }
@@ -228,17 +228,23 @@ impl Core {
         if self.tree.is_some() && !self.replica {
             return self.on_twin(from, &welcome);
         }
-        if welcome.head.sequence > head.sequence {
-            match self.net.head.filter(|pinned| *pinned != welcome.head.root) {
-                None => self.adopt(welcome.head.clone()),
-                Some(pinned) if welcome.head.sequence > self.passed_over => {
-                    self.passed_over = welcome.head.sequence;
-                    tracing::info!(now = %welcome.head.root, %pinned, "the tree changed; the state that was asked for stays");
-                }
-                Some(_) => {}
-            }
-        }
+        self.on_head(&welcome.head);
         self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// A head of this tree, signed with its key. A newer one is adopted, unless another one is pinned.
+    fn on_head(&mut self, head: &TreeHead) {
+        if head.sequence <= self.head().sequence {
+            return;
+        }
+        match self.net.head.filter(|pinned| *pinned != head.root) {
+            None => self.adopt(head.clone()),
+            Some(pinned) if head.sequence > self.passed_over => {
+                self.passed_over = head.sequence;
+                tracing::info!(now = %head.root, %pinned, "the tree changed; the state that was asked for stays");
+            }
+            Some(_) => {}
+        }
     }
 
     /// Somebody offers this tree with another key than the one that counts here.
