@@ -37,7 +37,7 @@ pub use options::{OptionError, ignored_words, mount_words};
 /// reads, so the tree leaves its origin about once, however many read it. Nodes find each other by UDP broadcast: there
 /// is nothing to configure.
 ///
-/// Whoever is on the same network can read what is served.
+/// Whoever is on the same network can read what is served, unless its nodes have a secret.
 #[derive(Parser, Debug)]
 #[command(name = "swarmfs", version, max_term_width = 80, disable_help_subcommand = true, subcommand_required = true)]
 #[command(after_help = EXAMPLES, arg_required_else_help = false)]
@@ -112,8 +112,9 @@ pub struct ServeArgs {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
-cache=SIZE, key=KEY, head=HASH and log_file=FILE as the options above; hard (reads wait for
-an origin that is away, the default) or soft with timeo=TIME (they fail);
+cache=SIZE, key=KEY, head=HASH, secret_file=FILE, upload=RATE, upload_slots=N
+and log_file=FILE as the options above; hard (reads wait for an origin that is
+away, the default) or soft with timeo=TIME (they fail);
 retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
 allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.
@@ -257,6 +258,10 @@ pub struct NodeArgs {
     /// Send to at most so many others at once [default: as is fastest]
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
+
+    /// Join only those with this file's secret, and encrypt what is sent
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -274,12 +279,14 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            secret_file: self.secret_file.or(below.secret_file),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, secret_file: None, ..self.clone() }
+            == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -302,6 +309,8 @@ impl NodeArgs {
             head: None,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            secret_file: self.secret_file,
+            ..NetSettings::default()
         }
     }
 }

@@ -55,6 +55,9 @@ pub struct Status {
     pub key_fingerprint: String,
     /// The UDP and TCP port that peers reach this node at.
     pub port: u16,
+    /// Whether only nodes with its secret can join the swarm, and what they send is encrypted.
+    #[serde(default)]
+    pub private: bool,
     /// The directory that an origin serves.
     pub directory: Option<PathText>,
     /// Where the tree is mounted.
@@ -409,6 +412,30 @@ mod tests {
         assert_eq!(nodes_in(node.dir.path()).unwrap(), std::slice::from_ref(&node.socket));
         assert!(!dead.exists());
         assert!(other.exists());
+    }
+
+    #[test]
+    fn a_node_that_starts_clears_sockets_of_dead_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("images-1.sock")).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let server = Server::bind(dir.path(), "images", Limits::default()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [server.path()]);
+    }
+
+    #[test]
+    fn a_node_that_stands_still_is_neither_dead_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("images-1.sock");
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let node = NodeSocket::at(&path);
+        assert!(matches!(node.status(), Err(ClientError::NoNode { .. })), "its queue is full");
+        assert_eq!(nodes_in(dir.path()).unwrap(), [node]);
     }
 
     #[test]

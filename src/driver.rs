@@ -2,8 +2,9 @@
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
-//! the node and carries out what it decides, `arrive` checks what comes in, `links` moves bytes between a connection and
-//! the core, `upload` limits how many, `tasks` waits for everything else, `waiting` keeps who waits for what.
+//! the node and carries out what it decides, `arrive` checks what comes in, `greet` lets in who has the swarm's secret,
+//! `links` moves bytes between a connection and the core, `upload` limits how many, `tasks` waits for everything else,
+//! `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +29,7 @@ use crate::wire::head::{PageHash, TreeHead};
 
 mod arrive;
 mod core;
+mod greet;
 mod links;
 mod rivals;
 mod tasks;
@@ -97,6 +99,8 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub port: u16,
+    /// Whether the swarm has a secret.
+    pub private: bool,
     pub peers: Vec<Neighbour>,
     /// For how long no origin was heard; None where one is.
     pub origin_away: Option<Duration>,
@@ -188,7 +192,7 @@ fn start(
         commands,
         tickets: AtomicU64::new(0),
         readers: AtomicU64::new(0),
-        snapshot: Mutex::new(Snapshot { port: sockets.port, ..Snapshot::default() }),
+        snapshot: Mutex::new(Snapshot { port: sockets.port, private: net.secret.is_some(), ..Snapshot::default() }),
         thread: Mutex::new(None),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

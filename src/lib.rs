@@ -16,6 +16,8 @@ pub mod catalogue;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod keys;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
+pub mod secret;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod settings;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod wire;

@@ -24,6 +24,7 @@ use crate::settings::NetSettings;
 use crate::state::StateError;
 use crate::wire::head::TreeName;
 use log::Talk;
+use secret::SecretError;
 
 mod access;
 mod config;
@@ -35,6 +36,7 @@ mod live;
 mod log;
 mod mount;
 mod search;
+mod secret;
 mod serve;
 mod service;
 mod show;
@@ -59,6 +61,8 @@ pub enum RunError {
     Option(#[from] OptionError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("{path:?}: {reason}; expected a configuration file")]
     Unreadable { path: PathBuf, reason: io::Error },
     #[error("{}, {error}", .path.display())]
@@ -181,7 +185,8 @@ fn run(cli: Cli) -> Result<u8, RunError> {
     let done = match cli.command {
         Command::Serve(args) => serve::serve(args, &file()?),
         Command::Mount(args) => {
-            let request = args.settings(&file()?, ram_bytes(), is_root())?;
+            let mut request = args.settings(&file()?, ram_bytes(), is_root())?;
+            secret::read(&mut request.net)?;
             let outcome = mount::mount(&request, &RunError::status)?;
             if !outcome.message.is_empty() {
                 say(&outcome.message);

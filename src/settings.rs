@@ -14,6 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::keys::PublicKey;
+use crate::secret::Secret;
 use crate::wire::head::{PageHash, TreeName};
 
 pub mod quantity;
@@ -68,6 +69,12 @@ pub struct NetSettings {
     pub upload: Option<u64>,
     /// How many others it serves at once, at least 1. None: as many as the policy finds best.
     pub upload_slots: Option<u16>,
+    /// Where the secret is that the swarm's nodes share. None: whoever is on the network can join and read.
+    pub secret_file: Option<PathBuf>,
+    /// What was read there, before anything is sent.
+    pub secret: Option<Secret>,
+    /// Whether links are encrypted as on boards whose processor has no AES, whatever this one has: for benches.
+    pub without_aes: bool,
 }
 
 impl NetSettings {

@@ -91,6 +91,8 @@ fn each_message_of_the_readme_is_what_is_said() {
     // What takes its time goes on beside the rest: nobody is at port 20000.
     let lonely = swarm::start(node, &["mount", "/run/mnt", "--port", "20000"]);
     let mut origin = swarm::serve(lab.origin(), &tree, "images", &[]);
+    let _private = serve_privately(shut, &tree);
+    let foreign = with_wrong_secrets(node);
     let unreached = with_tcp_shut(shut);
 
     wrong_words(&lab, &mut table);
@@ -106,7 +108,29 @@ fn each_message_of_the_readme_is_what_is_said() {
         assert_eq!(command.wait(UNREACHED).code(), Some(2), "{}", command.log());
         table.said(message, &command.log());
     }
+    for (mut command, message) in foreign {
+        assert_eq!(command.wait(SOON).code(), Some(2), "{}", command.log());
+        table.said(message, &command.log());
+    }
     assert!(table.left.is_empty(), "README promises what nothing here produces: {:?}", table.left);
+}
+
+/// A swarm with a secret, on ports of its own.
+fn serve_privately(host: &Host, tree: &std::path::Path) -> Running {
+    must(host, "key --new-secret /run/secret");
+    swarm::serve(host, tree, "private", &["--port", "21000", "--secret-file", "/run/secret"])
+}
+
+/// Commands that find nodes with another secret than theirs, or none, and what each will say.
+fn with_wrong_secrets(host: &Host) -> [(Running, &'static str); 3] {
+    must(host, "key --new-secret /run/secret");
+    let secret = ["--secret-file", "/run/secret"];
+    let ls = |more: &[&str]| swarm::start(host, &[&["ls"], more].concat());
+    [
+        (ls(&["--port", "21000"]), "nodes with a secret are at"),
+        (ls(&[&["--port", "21000"], &secret[..]].concat()), "nodes with another secret than that of"),
+        (ls(&secret), "nodes without a secret are at"),
+    ]
 }
 
 /// A mount on a host whose firewall lets no connections through. It has found its tree when this returns.
@@ -126,6 +150,7 @@ fn wrong_words(lab: &Lab, table: &mut Table) {
     table.fails(node, "mount images: /mnt -o sotf", "unknown mount option sotf: did you mean soft?");
     std::fs::write(node.path("/run/swarmfs.conf"), "# One.\n# Two.\nprot = 20000\n").unwrap();
     table.fails(node, "mount --config /run/swarmfs.conf images: /mnt", "line 3: unknown key \"prot\"");
+    table.fails(node, "ls --secret-file /run/swarmfs.conf", "expected a secret of 64 hex digits");
     let helper = "mount.swarmfs /srv/images /mnt";
     table.fails(node, helper, "mount(8) makes a path of a word that exists as one");
     table.fails(node, "mount images: /mnt -o remount", "a swarmfs mount cannot be changed while it is mounted");

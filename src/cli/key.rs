@@ -31,7 +31,11 @@ pub struct KeyArgs {
     #[arg(long, value_name = "TREE", group = "what", value_parser = super::tree_name)]
     pub forget: Option<TreeName>,
 
+    /// Make a secret for a private swarm (`--secret-file`), in a new file or on standard output
+    #[arg(long, value_name = "FILE", group = "what", num_args = 0..=1, default_missing_value = "-")]
+    pub new_secret: Option<PathBuf>,
+
     /// Overwrite another key, or another file
-    #[arg(long, requires = "what", conflicts_with = "forget")]
+    #[arg(long, requires = "what", conflicts_with_all = ["forget", "new_secret"])]
     pub force: bool,
 }

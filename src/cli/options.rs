@@ -15,7 +15,7 @@ use crate::settings::{
 use crate::wire::head::{NotAHash, PageHash};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 33] = [
+const WORDS: [(&str, Option<&str>); 34] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
@@ -25,6 +25,7 @@ const WORDS: [(&str, Option<&str>); 33] = [
     ("head", Some("head=HASH, with the 64 hex digits that `swarmfs status` shows as the tree's head")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
+    ("secret_file", Some("secret_file=/etc/swarmfs/secret")),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -202,6 +203,7 @@ impl Draft {
             "log_file" => self.log_file = Some(PathBuf::from(value)),
             "uid" => self.shown.uid = Some(parse_id(value).map_err(unfit)?),
             "gid" => self.shown.gid = Some(parse_id(value).map_err(unfit)?),
+            "secret_file" => self.node.secret_file = Some(PathBuf::from(value)),
             "umask" => self.shown.umask = parse_umask(value).map_err(unfit)?,
             "timeo" => self.timeo = Some(parse_duration(value).map_err(unfit)?),
             "key" => {

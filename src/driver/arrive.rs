@@ -13,6 +13,7 @@ use super::Unavailable;
 use super::core::{Core, Errand};
 use crate::catalogue::Page;
 use crate::chunk::{Run, segment_len};
+use crate::net::mail::Heard;
 use crate::swarm::{Input, LinkId};
 use crate::wire::datagram::{Datagram, Welcome};
 use crate::wire::frame::Frame;
@@ -173,19 +174,48 @@ impl Core {
     // ---- by datagram
 
     pub fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        match Datagram::parse(bytes) {
-            Ok(Datagram::Join(join)) => self.handle(Input::Join { from, join }),
-            Ok(Datagram::Peers(welcome)) => self.on_welcome(from, welcome),
-            Err(error) => {
+        match self.mail.hear(from, bytes) {
+            Heard::Own { datagram: Datagram::Join(join), .. } => self.handle(Input::Join { from, join }),
+            Heard::Own { datagram: Datagram::Peers(welcome), answers } => self.on_welcome(from, welcome, answers),
+            Heard::Foreign { sealed, tell } => self.on_foreign(from, sealed, tell),
+            // Who looks for a tree is told; a node has one.
+            Heard::Own { datagram: Datagram::Refusal { .. }, .. } | Heard::Refused { .. } => {}
+            Heard::Again => self.statistics.repeated += 1,
+            Heard::Malformed(error) => {
                 self.statistics.malformed += 1;
                 tracing::trace!(%from, %error, "datagram dropped");
             }
         }
     }
 
-    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>) {
+    /// A datagram of another swarm: with another secret than this one's, or, unless `sealed`, with none.
+    fn on_foreign(&mut self, from: SocketAddr, sealed: bool, tell: Option<SocketAddr>) {
+        self.statistics.foreign += 1;
+        if !std::mem::replace(&mut self.statistics.told[usize::from(!sealed)], true) {
+            let who = match (sealed, self.net.secret.is_some()) {
+                (false, _) => "without a secret",
+                (true, true) => "with another secret",
+                (true, false) => "with a secret, which this one would need with --secret-file to join them",
+            };
+            tracing::info!(%from, "a node {who} is on this network; such ones are ignored");
+        }
+        if let Some(to) = tell
+            && let Some(refusal) = self.mail.refusal(Instant::now())
+        {
+            self.errands.push(Errand::Datagram(to, refusal));
+        }
+    }
+
+    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>, answers: bool) {
         let head = self.head();
         if welcome.node == self.me || welcome.head.name != head.name {
+            return;
+        }
+        if !answers {
+            // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
+            if welcome.head.key == head.key && welcome.head.sequence > head.sequence && self.tree.is_none() {
+                self.adopt(welcome.head);
+            }
             return;
         }
         if welcome.head.key != head.key {

@@ -20,6 +20,8 @@ use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
+use crate::net::channel::{Room, Suites};
+use crate::net::mail::Mail;
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
@@ -51,6 +53,10 @@ pub struct Core {
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
+    /// What encrypted links use in turn.
+    pub room: Room,
+    pub suites: Suites,
+    pub mail: Mail,
     pub waiting: Waiting,
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
@@ -93,6 +99,14 @@ pub struct Statistics {
     pub malformed_frames: u64,
     pub unexpected: u64,
     pub contradictions: u64,
+    /// Datagrams of nodes with another secret, or with none where this one has one.
+    pub foreign: u64,
+    /// Sealed datagrams that came again.
+    pub repeated: u64,
+    /// Connections by others than the swarm's nodes.
+    pub strangers: u64,
+    /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
+    pub told: [bool; 3],
 }
 
 pub type Handle = Rc<RefCell<Core>>;
@@ -153,6 +167,9 @@ impl Core {
             passed_over: 0,
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
+            room: Room::default(),
+            suites: if net.without_aes { Suites::without_aes() } else { Suites::of_this_machine() },
+            mail: Mail::new(net.secret.as_ref(), began),
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
             tree,
@@ -218,7 +235,7 @@ impl Core {
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
-                let bytes = self.question();
+                let Some(bytes) = self.question() else { return };
                 match join {
                     JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
                     JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
@@ -227,7 +244,10 @@ impl Core {
             Output::Welcome { to, peers } => {
                 let head = (*self.head()).clone();
                 let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-                self.errands.push(Errand::Datagram(to, Datagram::Peers(Box::new(welcome)).encode()));
+                match self.mail.answer(to, &Datagram::Peers(Box::new(welcome))) {
+                    Ok(bytes) => self.errands.push(Errand::Datagram(to, bytes)),
+                    Err(error) => tracing::error!(%error, "no random bytes for an answer"),
+                }
             }
             Output::Receive { link, transfer, run, size } => {
                 if let Some(io) = self.links.get_mut(&link) {
@@ -260,15 +280,19 @@ impl Core {
                     GoneReason::Unreadable => Unavailable::Unreadable,
                 };
                 self.waiting.fail_object(object, why);
+                // At once: a caller that asks again makes a demand of the same run, which must stay.
+                self.undemand();
             }
         }
     }
 
     /// Who has this tree?
-    pub fn question(&self) -> Vec<u8> {
+    pub fn question(&mut self) -> Option<Vec<u8>> {
         let head = self.head();
         let tree = Some(head.name.clone());
-        Datagram::Join(Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree }).encode()
+        let join = Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree };
+        let question = self.mail.question(&Datagram::Join(join), 0);
+        question.inspect_err(|error| tracing::error!(%error, "no random bytes for a question")).ok()
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -394,10 +418,12 @@ impl Core {
         }
     }
 
-    /// Takes back the demands of reads that were given up.
+    /// Takes back the demands of reads that were given up, and of no others: demands are known by their run alone.
     pub fn undemand(&mut self) {
-        for read in self.waiting.take_given_up() {
-            if let Some(run) = run_of(read.range) {
+        for (ticket, read) in self.waiting.take_given_up() {
+            if let Some(index) = self.undemanded.iter().position(|other| *other == ticket) {
+                self.undemanded.remove(index);
+            } else if let Some(run) = run_of(read.range) {
                 self.handle(Input::Undemand { run });
             }
         }
@@ -451,6 +477,7 @@ impl Core {
         let (pages, page_bytes) = self.node.pages_held();
         let snapshot = Snapshot {
             port: self.port,
+            private: self.net.secret.is_some(),
             peers: neighbours.collect(),
             origin_away: self.origin_away.map(|since| now.saturating_duration_since(since)),
             rival: self.rivals.lately(now),
@@ -472,6 +499,9 @@ impl Core {
                 ("contradicting_headers", self.statistics.contradictions),
                 ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
+                ("foreign_datagrams", self.statistics.foreign),
+                ("repeated_datagrams", self.statistics.repeated),
+                ("strangers", self.statistics.strangers),
                 ("pages_held", pages as u64),
             ],
         };
@@ -483,4 +513,87 @@ impl Core {
 fn run_of(range: ReadRange) -> Option<Run> {
     let blocks = blocks_in(range.size, range.offset, range.len as u64);
     (!blocks.is_empty()).then(|| Run { object: range.object, first: blocks.start, count: blocks.end - blocks.start })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, RwLock};
+
+    use super::*;
+    use crate::driver::{ReadRange, Unavailable};
+    use crate::keys::OriginKey;
+    use crate::wire::head::PageHash;
+
+    const RANGE: ReadRange = ReadRange { object: crate::chunk::ObjectId([1; 16]), size: 1 << 20, offset: 0, len: 4096 };
+
+    /// A file was rewritten; the kernel, told so, asked once more for what its read-ahead did not get. The demand of the
+    /// second read was taken back a moment later in the name of the first, and it waited for ever.
+    #[test]
+    fn who_asks_again_for_what_is_gone_is_told_again() {
+        let mut core = reader();
+        let origin = core.node.accept(([10, 0, 0, 1], 40_000).into(), core.now()).expect("there is room");
+        let hello = Hello { node: NodeId(2), origin: true, ..hello_of(&core) };
+        core.handle(Input::Frame { link: origin, frame: Frame::Hello(hello) });
+
+        let first = read(&mut core, 1);
+        let transfer = asked(&mut core, 1_000_000).expect("the only node there is is asked");
+        core.handle(Input::Frame { link: origin, frame: Frame::Abort { transfer } });
+        core.handle(Input::Frame {
+            link: origin,
+            frame: Frame::Gone { object: RANGE.object, reason: GoneReason::Replaced },
+        });
+        core.settle();
+        assert!(matches!(*first.lock().unwrap(), Some(Err(Unavailable::Gone))));
+
+        let second = read(&mut core, 2);
+        core.housekeeping();
+        assert!(asked(&mut core, 2_000_000).is_some(), "the second read is forgotten");
+        assert!(second.lock().unwrap().is_none());
+    }
+
+    type Answer = Arc<Mutex<Option<Result<crate::driver::Slices, Unavailable>>>>;
+
+    fn read(core: &mut Core, ticket: u64) -> Answer {
+        let answer = Answer::default();
+        let done = answer.clone();
+        let done = Box::new(move |slices| *done.lock().unwrap() = Some(slices));
+        let read = super::super::Read { range: RANGE, deadline: None };
+        core.obey(Command::Read { ticket: Ticket(ticket), read, done });
+        answer
+    }
+
+    /// The transfer for which the node asks somebody, if it does by a time that is ahead of the clock.
+    fn asked(core: &mut Core, at: u64) -> Option<u32> {
+        core.node.handle(Input::Tick, Time(at));
+        core.node.settle();
+        let outputs: Vec<Output> = std::iter::from_fn(|| core.node.poll_output()).collect();
+        outputs.iter().find_map(|output| match output {
+            Output::Send { frame: Frame::Want { transfer, .. }, .. } => Some(*transfer),
+            _ => None,
+        })
+    }
+
+    fn hello_of(core: &Core) -> Hello {
+        let head = core.head();
+        Hello { node: core.me, origin: false, port: 1, sequence: head.sequence, key: head.key, tree: head.name.clone() }
+    }
+
+    fn reader() -> Core {
+        let name = "tree".parse().expect("a plain name");
+        let totals = crate::wire::head::Totals::default();
+        let head = TreeHead::sign(name, 1, PageHash::of(&[]), 0, totals, &OriginKey::from_seed(&[1; 32]));
+        let shared = Arc::new(Shared {
+            cache: crate::cache::Cache::default(),
+            head: RwLock::new(Arc::new(head)),
+            pages: RwLock::default(),
+            commands: tokio::sync::mpsc::unbounded_channel().0,
+            tickets: Default::default(),
+            readers: Default::default(),
+            snapshot: Mutex::default(),
+            thread: Mutex::new(None),
+        });
+        let role = Role::Reader { answers: Vec::new() };
+        let net = NetSettings::default();
+        Core::new(Parts { shared, net, budget: 64 << 20, role, port: 1, me: NodeId(1), seed: 1 })
+    }
 }

@@ -197,8 +197,9 @@ async fn keep_house(core: Handle) {
         let tree = core.borrow().tree.clone();
         if tree.is_some() && asked.is_none_or(|asked| asked.elapsed() > RIVALS) {
             asked = Some(Instant::now());
-            let question = core.borrow().question();
-            tokio::task::spawn_local(run_errand(core.clone(), Errand::Broadcast(question)));
+            if let Some(question) = core.borrow_mut().question() {
+                tokio::task::spawn_local(run_errand(core.clone(), Errand::Broadcast(question)));
+            }
         }
         if let Some(tree) = tree
             && tidied.elapsed() > TIDY

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::mail::{Heard, Mail};
 use super::sockets;
 use crate::keys::PublicKey;
 use crate::settings::NetSettings;
@@ -27,6 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// Answers kept. Everybody may answer; a flood of them must not grow without a bound.
 const MAX_ANSWERS: usize = 256;
+/// Hosts kept that answered and could not read the question.
+const MAX_STRANGERS: usize = 16;
 
 /// A tree and one of the hosts that answered for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,6 +60,8 @@ pub struct Tried {
     pub asked: Vec<(String, IpAddr)>,
     /// The same of what this host refused to send, and why.
     pub refused: Vec<(String, IpAddr, std::io::Error)>,
+    /// Who heard the question and has another secret than this host (true), or none.
+    pub strangers: BTreeMap<IpAddr, bool>,
 }
 
 impl Tried {
@@ -71,6 +76,12 @@ impl Tried {
                 self.refused.push((by.to_owned(), to, error));
             }
             _ => {}
+        }
+    }
+
+    fn note_stranger(&mut self, from: SocketAddr, secret: bool) {
+        if self.strangers.len() < MAX_STRANGERS {
+            self.strangers.insert(from.ip(), secret);
         }
     }
 }
@@ -122,7 +133,8 @@ pub fn discover_known(
     let port = socket.local_addr().map_err(network)?.port();
     // Any tree may answer: the error for a wrong name lists those that there are.
     let node = NodeId(getrandom::u64().map_err(|error| DiscoverError::Network(error.into()))?);
-    let join = Datagram::Join(Join { node, port, sequence: 0, position: 0, tree: None }).encode();
+    let join = Datagram::Join(Join { node, port, sequence: 0, position: 0, tree: None });
+    let mut mail = Mail::new(net.secret.as_ref(), Instant::now());
     let begin = Instant::now();
     let (mut next, mut pause) = (begin, FIRST_PAUSE);
     let mut end = begin + patience;
@@ -137,6 +149,7 @@ pub fn discover_known(
         if now >= next {
             next = now + pause;
             pause = (pause * 2).min(LAST_PAUSE);
+            let join = mail.question(&join, port).map_err(network)?;
             for sent in sockets::broadcast(&join, net).map_err(network)? {
                 tried.note(&sent.by, IpAddr::V4(sent.to), sent.result);
             }
@@ -160,7 +173,14 @@ pub fn discover_known(
             }
             Err(error) => return Err(network(error)),
         };
-        let Ok(Datagram::Peers(welcome)) = Datagram::parse(&buffer[..len]) else { continue };
+        let welcome = match mail.hear(from, &buffer[..len]) {
+            Heard::Own { datagram: Datagram::Peers(welcome), answers: true } => welcome,
+            Heard::Refused { secret } => {
+                tried.note_stranger(from, secret);
+                continue;
+            }
+            _ => continue,
+        };
         tracing::debug!(%from, tree = %welcome.head.name, origin = welcome.origin, "answered");
         let meant =
             tree.is_none_or(|name| *name == welcome.head.name) && is_trusted(&welcome.head, net.key, remembered);

@@ -139,12 +139,40 @@ fn silence(tried: &Tried, net: &NetSettings, waited: Duration) -> String {
     let asked = tried.asked.iter().filter(|(_, to)| only_loopback || !to.is_loopback());
     let asked: Vec<String> = asked.map(|(by, to)| aim(by, to)).collect();
     let not_asked = if refused.is_empty() { refused } else { format!(", and cannot ask {refused}") };
+    if !tried.strangers.is_empty() {
+        let (asked, waited) = (asked.join(", "), waited.as_secs());
+        return format!("asked {asked} for {waited} s{not_asked}; {}", strangers(tried, net));
+    }
     format!(
         "asked {} for {} s without an answer{not_asked}; is `swarmfs serve` running, and do the firewalls of both hosts \
          let UDP and TCP ports {first} to {last} in? Where broadcast does not reach, use --peer",
         asked.join(", "),
         waited.as_secs()
     )
+}
+
+/// Who heard the question and could not read it, and what to do about that.
+fn strangers(tried: &Tried, net: &NetSettings) -> String {
+    let hosts = |secret: bool| {
+        let hosts = tried.strangers.iter().filter(|(_, has)| **has == secret).map(|(ip, _)| ip.to_string());
+        hosts.collect::<Vec<String>>().join(", ")
+    };
+    let mut said = Vec::new();
+    let (sealed, open) = (hosts(true), hosts(false));
+    match &net.secret_file {
+        Some(file) if !sealed.is_empty() => {
+            let file = file.display();
+            said.push(format!("nodes with another secret than that of {file} are at {sealed}: all need copies of one"));
+        }
+        None if !sealed.is_empty() => said.push(format!(
+            "nodes with a secret are at {sealed}: it takes --secret-file and a copy of theirs to join them"
+        )),
+        _ => {}
+    }
+    if !open.is_empty() {
+        said.push(format!("nodes without a secret are at {open}: they need --secret-file, too"));
+    }
+    said.join("; ")
 }
 
 fn lines(offers: &[Offer], keys: bool) -> String {
@@ -196,12 +224,33 @@ mod tests {
     }
 
     #[test]
+    fn nodes_with_another_secret_or_none_are_named_with_what_to_do() {
+        let [one, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let silence = |strangers: &[(IpAddr, bool)], file: Option<&str>| {
+            let asked = vec![("eth0".to_owned(), IpAddr::from([10, 0, 0, 255]))];
+            let tried = Tried { asked, strangers: strangers.iter().copied().collect(), ..Tried::default() };
+            let net = NetSettings { secret_file: file.map(Into::into), ..NetSettings::default() };
+            explain(&DiscoverError::NoOrigin(tried), &net, None, ROUND)
+        };
+        let text = silence(&[(one, true), (other, true)], Some("/etc/secret"));
+        assert!(text.contains("another secret than that of /etc/secret are at 10.0.0.1, 10.0.0.2"), "{text}");
+        let text = silence(&[(one, false), (other, true)], Some("/etc/secret"));
+        assert!(
+            text.contains("another secret") && text.contains("without a secret are at 10.0.0.1: they need"),
+            "{text}"
+        );
+        let text = silence(&[(one, true)], None);
+        assert!(text.contains("with a secret are at 10.0.0.1: it takes --secret-file"), "{text}");
+        assert!(text.contains("for 5 s;") && !text.contains("firewall"), "{text}");
+    }
+
+    #[test]
     fn what_this_host_does_not_send_is_named_with_its_reason() {
         let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
         let silence = |asked: &[&str], reason: io::ErrorKind| {
             let asked = asked.iter().map(|name| ((*name).to_owned(), to)).collect();
             let refused = vec![("eth0".to_owned(), to, reason.into())];
-            message(&DiscoverError::NoOrigin(Tried { asked, refused }))
+            message(&DiscoverError::NoOrigin(Tried { asked, refused, ..Tried::default() }))
         };
         let text = silence(&[], io::ErrorKind::PermissionDenied);
         assert!(

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::{RunError, say, show};
+use super::{RunError, say, secret, show};
 use crate::cli::KeyArgs;
 use crate::state::{Exported, Imported, KeyText, StateDir, StateError};
 use crate::wire::head::TreeName;
@@ -13,9 +13,12 @@ use crate::wire::head::TreeName;
 const STANDARD: &str = "-";
 
 pub fn key(args: KeyArgs) -> Result<(), RunError> {
-    let state = StateDir::locate()?;
     let mut out = io::stdout().lock();
-    let KeyArgs { export, import, forget, force } = args;
+    let KeyArgs { export, import, forget, new_secret, force } = args;
+    if let Some(file) = new_secret {
+        return make_secret(&file, &mut out);
+    }
+    let state = StateDir::locate()?;
     match (export, import, forget) {
         (Some(file), ..) => self::export(&state, &file, force, &mut out),
         (None, Some(file), _) => self::import(&state, &file, force, &mut out),
@@ -33,6 +36,16 @@ fn print(state: &StateDir, out: &mut dyn Write) -> Result<(), RunError> {
         said = said.and_then(|()| writeln!(out, "trusts {tree}: {} since {since}", known.key.fingerprint()));
     }
     said.map_err(RunError::Output)
+}
+
+fn make_secret(file: &Path, out: &mut dyn Write) -> Result<(), RunError> {
+    if file == Path::new(STANDARD) {
+        return writeln!(out, "{}", secret::draw()?.reveal()).map_err(RunError::Output);
+    }
+    secret::make(file)?;
+    let file = file.display();
+    writeln!(out, "wrote a new secret to {file}: each node of the swarm takes a copy, with --secret-file")
+        .map_err(RunError::Output)
 }
 
 fn forget(state: &StateDir, tree: &TreeName, out: &mut dyn Write) -> Result<(), RunError> {

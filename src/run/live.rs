@@ -200,6 +200,7 @@ impl Node for Live {
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
             port: now.port,
+            private: now.private,
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
             waits: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::live::{self, Signals};
-use super::{RunError, ram_bytes, service};
+use super::{RunError, ram_bytes, secret, service};
 use crate::cli::{FileSettings, ServeArgs};
 use crate::settings::ServeSettings;
 use crate::settings::quantity::show_size;
@@ -16,7 +16,8 @@ use crate::wire::head::{TreeHead, TreeName};
 
 pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     super::log_to(args.log_file.as_deref().or(file.log_file.as_deref()))?;
-    let (settings, net, cache) = args.settings(file, ram_bytes());
+    let (settings, mut net, cache) = args.settings(file, ram_bytes());
+    secret::read(&mut net)?;
     let replica = settings.replica;
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;

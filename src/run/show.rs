@@ -73,11 +73,13 @@ fn mode(mode: u32) -> String {
 /// The time of this host's zone as `ls --time-style=long-iso` writes it; seconds where the year is beyond counting.
 #[allow(unsafe_code)]
 pub fn local_time(seconds: i64) -> String {
+    // Of 32 bits on some machines.
+    let Some(time) = libc::time_t::try_from(seconds).ok() else { return seconds.to_string() };
     // SAFETY: all-zero bytes are a valid `tm`, and both pointers are of this function's own variables. The zone is read
     // from the environment, which this program never changes.
     let (parts, known) = unsafe {
         let mut parts: libc::tm = std::mem::zeroed();
-        let known = !libc::localtime_r(&seconds, &mut parts).is_null();
+        let known = !libc::localtime_r(&time, &mut parts).is_null();
         (parts, known)
     };
     if !known {
@@ -129,6 +131,9 @@ fn paragraph(status: &Status) -> String {
         let _ = writeln!(text, "  {name:<12}{value}");
     };
     row("key", format!("{}, version {} of the tree", status.key_fingerprint, status.sequence));
+    if status.private {
+        row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
+    }
     row("head", status.head.clone());
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
