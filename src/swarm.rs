@@ -20,6 +20,7 @@ use crate::wire::head::PageHash;
 mod bits;
 mod gossip;
 mod keep;
+mod limits;
 mod link;
 mod pages;
 mod policy;
@@ -31,6 +32,7 @@ mod request;
 mod tests;
 mod trust;
 
+pub use limits::Table;
 pub use policy::Policy;
 
 use keep::Store;
@@ -478,6 +480,12 @@ impl Node {
 
     pub fn is_greeted(&self, link: LinkId) -> bool {
         self.links.get(&link).is_some_and(|link| link.greeted)
+    }
+
+    /// Whether there is memory for a block. Without it a block that was checked must not be kept: its transfer was given up
+    /// in this very batch, and nothing counts what it takes.
+    pub fn has_room_for(&self, block: BlockId) -> bool {
+        self.store.is_taken(block)
     }
 
     pub fn has_block(&self, block: BlockId) -> bool {

@@ -45,6 +45,10 @@ impl Core {
     /// Checks a whole block against its header, or keeps it until the header comes.
     fn check_block(&mut self, link: LinkId, transfer: u32, run: Run, index: u32, bytes: Vec<u8>) {
         let block = crate::chunk::BlockId { object: run.object, index };
+        if !self.node.has_room_for(block) {
+            self.statistics.unexpected += 1;
+            return;
+        }
         let Some(segment) = self.shared.cache.segment(block.segment()) else {
             if let Some(io) = self.links.get_mut(&link) {
                 io.hold(transfer, index, bytes);

@@ -98,7 +98,6 @@ pub struct Statistics {
     pub malformed: u64,
     pub malformed_frames: u64,
     pub unexpected: u64,
-    pub contradictions: u64,
     /// Datagrams of nodes with another secret, or with none where this one has one.
     pub foreign: u64,
     /// Sealed datagrams that came again.
@@ -107,6 +106,7 @@ pub struct Statistics {
     pub strangers: u64,
     /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
     pub told: [bool; 3],
+    pub contradictions: u64,
 }
 
 pub type Handle = Rc<RefCell<Core>>;

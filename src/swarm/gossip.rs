@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::bits::Bits;
 use super::link::by_chunk;
 use super::policy::WHOLE;
-use super::{LinkId, Node, Time};
+use super::{LinkId, Node, Policy, Table, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
 use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 
@@ -33,7 +33,7 @@ const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
-const MAX_ORIGINS: usize = 32;
+pub const MAX_ORIGINS: usize = 32;
 /// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
 /// little to tell.
 const MEASURED: u64 = 300_000;
@@ -156,6 +156,16 @@ impl Gossip {
             send_rate: 0,
             best_rate: 0,
         }
+    }
+
+    pub fn tables(&self, policy: &Policy) -> [Table; 3] {
+        // Of a chunk that is held, or was dropped since.
+        let most = 2 * policy.budget_blocks as usize;
+        [
+            Table::new("peers known", self.known.len(), MAX_KNOWN),
+            Table::new("changes untold to neighbours", self.neighbours.changed.len(), most),
+            Table::new("changes untold to origins", self.origins.changed.len(), most),
+        ]
     }
 
     pub fn dirty(&self) -> bool {

@@ -66,6 +66,8 @@ impl<'a> World<'a> {
     /// One thing happens, and a moment passes.
     pub fn step(&mut self, random: &mut fastrand::Rng) {
         let what = match random.u32(..20) {
+            // Who reads nothing shows nothing: an origin is not away for long.
+            _ if self.origin.is_none() && random.u32(..3) == 0 => self.kill_or_start_the_origin(),
             0..5 => self.tree.change(random),
             5..8 => self.end_a_node(random),
             8..11 => self.start_a_node(random),
@@ -120,7 +122,8 @@ impl<'a> World<'a> {
         for node in &mut self.nodes {
             let mut program = node.program.take().expect("all is mended");
             node.life.disturb();
-            swarm::swarmfs(node.host, &["umount", MOUNT]);
+            let asked = swarm::swarmfs(node.host, &["umount", MOUNT]);
+            assert!(asked.status.success(), "{}: {}", node.host.name, swarm::complaint(&asked));
             let status = program.wait(PATIENCE);
             assert!(status.success(), "{}: {status} after it was unmounted", node.host.name);
         }
