@@ -31,6 +31,7 @@ mod list;
 mod live;
 mod log;
 mod mount;
+mod privileges;
 mod search;
 mod serve;
 mod service;

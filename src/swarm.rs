@@ -478,6 +478,7 @@ impl Node {
         self.measure();
         self.report_if_owed();
         self.meet();
+        self.ask_for_head();
         self.check_pages();
         self.pull();
         self.refill = true;

@@ -23,7 +23,7 @@ use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
 use crate::wire::codec::Malformed;
-use crate::wire::datagram::{Datagram, Join, Welcome};
+use crate::wire::datagram::{Datagram, Join, Peer, Welcome};
 use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
 use crate::wire::head::TreeHead;
 use crate::wire::header::SegmentHeader;
@@ -52,8 +52,6 @@ pub struct Core {
     pub me: NodeId,
     port: u16,
     budget: u64,
-    /// An origin's listing is under way, or ended so shortly ago that the next must wait.
-    pub rescanning: bool,
     /// Fetch the whole catalogue: it fits an eighth of the budget.
     pub prefetch: bool,
     pub began: Instant,
@@ -72,7 +70,8 @@ pub enum Errand {
     Prepare(SegmentId),
     Datagram(SocketAddr, Vec<u8>),
     Broadcast(Vec<u8>),
-    Rescan,
+    /// The head with this sequence is new.
+    Announce(u64),
 }
 
 #[derive(Default)]
@@ -141,7 +140,6 @@ impl Core {
             me,
             port,
             budget,
-            rescanning: false,
             prefetch,
             began,
             armed: Time(0),
@@ -213,9 +211,8 @@ impl Core {
                 }
             }
             Output::Welcome { to, peers } => {
-                let head = (*self.head()).clone();
-                let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-                self.errands.push(Errand::Datagram(to, Datagram::Peers(Box::new(welcome)).encode()));
+                let bytes = self.welcome(peers);
+                self.errands.push(Errand::Datagram(to, bytes));
             }
             Output::Receive { link, transfer, run, size } => {
                 if let Some(io) = self.links.get_mut(&link) {
@@ -250,6 +247,13 @@ impl Core {
                 self.waiting.fail_object(object, why);
             }
         }
+    }
+
+    /// The datagram that says who this node is, which head it has, and who else there is.
+    pub fn welcome(&self, peers: Vec<Peer>) -> Vec<u8> {
+        let head = (*self.head()).clone();
+        let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
+        Datagram::Peers(Box::new(welcome)).encode()
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -358,6 +362,7 @@ impl Core {
                 self.handle(Input::Window { reader, window });
             }
             Command::CloseReader(reader) => self.handle(Input::CloseReader { reader }),
+            Command::TreeChanged => self.take_on_tree(),
             Command::Stop => {}
         }
     }
@@ -385,6 +390,15 @@ impl Core {
 
     // ---- an origin's disk
 
+    /// The tree on this origin's disk has another head.
+    fn take_on_tree(&mut self) {
+        let Some(head) = self.tree.as_ref().map(|tree| tree.head()) else { return };
+        if head.sequence > self.head().sequence {
+            self.errands.push(Errand::Announce(head.sequence));
+            self.adopt(head);
+        }
+    }
+
     pub fn prepared(&mut self, segment: SegmentId, result: Result<(SegmentHeader, Vec<u8>), SegmentError>) {
         match result {
             Ok((header, bytes)) => {
@@ -399,10 +413,6 @@ impl Core {
                 self.waiting.wake(segment, &self.shared);
             }
             Err(error) => {
-                // Its file is another one now, which only a new listing can show.
-                if matches!(error, SegmentError::Gone | SegmentError::Unknown) {
-                    self.errands.push(Errand::Rescan);
-                }
                 let reason = match error {
                     SegmentError::Gone | SegmentError::Unknown => PrepareError::Gone(GoneReason::Replaced),
                     SegmentError::Unreadable => PrepareError::Gone(GoneReason::Unreadable),

@@ -17,6 +17,7 @@ use crate::wire::head::{TreeHead, TreeName};
 pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     super::log_to(args.log_file.as_deref().or(file.log_file.as_deref()))?;
     let (settings, net, cache) = args.settings(file, ram_bytes());
+    super::privileges::give_up(net.base_port());
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
     let node = Arc::new(live::serve(&dir, name, &net, &cache)?);

@@ -26,6 +26,7 @@ const SHORT_REPORT: usize = 64;
 const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
+const LAST_HEAD: u64 = 10_000_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
 const MAX_ORIGINS: usize = 32;
 /// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
@@ -110,6 +111,9 @@ pub struct Gossip {
     next_ask: Time,
     next_meet: Time,
     next_head: Time,
+    /// The newest that was asked for, and the pause until it is asked for again.
+    asked_head: u64,
+    head_pause: u64,
     /// Bytes received and sent since the last measurement.
     received: u64,
     sent: u64,
@@ -140,6 +144,8 @@ impl Gossip {
             next_ask: now.plus(250_000),
             next_meet: now,
             next_head: now,
+            asked_head: 0,
+            head_pause: HEAD_PAUSE,
             received: 0,
             sent: 0,
             measured: now,
@@ -703,8 +709,25 @@ impl Node {
     pub(super) fn compare_sequence(&mut self, id: LinkId, sequence: u64) {
         let Some(link) = self.links.get(&id) else { return };
         if link.origin && sequence > self.me.sequence && self.now >= self.gossip.next_head {
-            self.gossip.next_head = self.now.plus(HEAD_PAUSE);
+            if sequence != self.gossip.asked_head {
+                (self.gossip.asked_head, self.gossip.head_pause) = (sequence, HEAD_PAUSE);
+            }
+            self.gossip.next_head = self.now.plus(self.gossip.head_pause);
+            // Whoever names what it does not have is asked less and less.
+            self.gossip.head_pause = (2 * self.gossip.head_pause).min(LAST_HEAD);
             self.out.push_back(Output::Join { join: JoinAim::Unicast(link.addr) });
+        }
+    }
+
+    /// Asks once more for a head that an origin named and that has not come: question or answer was lost.
+    pub(super) fn ask_for_head(&mut self) {
+        if self.me.origin || self.now < self.gossip.next_head {
+            return;
+        }
+        let named = self.links.iter().filter(|(_, link)| link.greeted && link.origin);
+        if let Some((id, sequence)) = named.map(|(id, link)| (*id, link.sequence)).max_by_key(|(_, sequence)| *sequence)
+        {
+            self.compare_sequence(id, sequence);
         }
     }
 
