@@ -57,6 +57,8 @@ use watch::Watch;
 /// How long after its last change a file is left alone: whoever writes it may not be done, and within the granularity
 /// of timestamps a further change would not show.
 pub const SETTLE: Duration = Duration::from_millis(500);
+/// The same where nobody has it open for writing: timestamps move every 10 ms at the least.
+const CLOSED: Duration = Duration::from_millis(50);
 /// How often a segment is read again because the file's ctime moved meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -131,7 +133,8 @@ impl Tree {
         let watch = Watch::new();
         watch.consider(root.descriptor());
         let asked = Asked::new();
-        let listing = update::list(dir, &root, &update::Whole { headers: &headers, watch: &watch, asked: &asked })?;
+        let known = update::Whole { root: &root, headers: &headers, watch: &watch, asked: &asked };
+        let listing = update::list(dir, &root, &known)?;
         let current = Current::new(Snapshot::new(listing, &name, &state, &key)?);
         current.compact(&headers);
         Ok(Tree {
@@ -291,7 +294,7 @@ impl Tree {
     ) -> Result<SegmentHeader, SegmentError> {
         for _ in 0..ATTEMPTS {
             let before = self.stamp(held)?;
-            settled(&before)?;
+            settled(&before, &held.file)?;
             self.confirm(held, before.ctime)?;
             read(into)?;
             // Looked at again after the bytes were read, so that they belong to what was identified.
@@ -317,8 +320,13 @@ impl Tree {
             if !is_newest || version.ctime != ctime {
                 self.recheck(held)?;
             }
-            if is_newest && version.ctime != ctime {
-                self.headers().set_version(held.base, Version { ctime, ..version });
+            // Another file may have come into its place while its bytes were read.
+            let mut headers = self.headers();
+            if is_newest
+                && version.ctime != ctime
+                && headers.version(&held.base).is_some_and(|now| now.generation == version.generation)
+            {
+                headers.set_version(held.base, Version { ctime, ..version });
             }
         }
         *confirmed = Some(ctime);
@@ -405,7 +413,12 @@ impl Tree {
     fn withdraw(&self, held: &Held, why: &str) -> SegmentError {
         warn!(path = %held.path.escape_ascii(), why, "a version is withdrawn: its readers must open the file again");
         let ctime = Stamp::of(&held.file).map_or(Time::default(), |stamp| stamp.ctime);
-        self.headers().set_version(held.base, Version { generation: random_generation(), ctime });
+        let mut headers = self.headers();
+        // Unless the file at its path is another version already.
+        if headers.version(&held.base).is_none_or(|version| held.is_of(version.generation)) {
+            headers.set_version(held.base, Version { generation: random_generation(), ctime });
+        }
+        drop(headers);
         self.withdrawn.lock().expect("no holder of this lock panics").insert(held.object);
         self.held.remove(&held.object);
         SegmentError::Gone
@@ -451,12 +464,16 @@ fn certifies(header: &SegmentHeader, bytes: &[u8]) -> bool {
 }
 
 /// Whether a file may be signed. A modification time ahead of the clock says nothing, so ctime stands in for it.
-fn settled(stamp: &Stamp) -> Result<(), SegmentError> {
+fn settled(stamp: &Stamp, file: &File) -> Result<(), SegmentError> {
     let now = wall_clock_ns() as i128;
     let changed = if stamp.mtime.as_ns() > now { stamp.ctime } else { stamp.mtime };
     let age = now - changed.as_ns();
-    let settle = SETTLE.as_nanos() as i128;
-    if (0..settle).contains(&age) {
+    if !(0..SETTLE.as_nanos() as i128).contains(&age) {
+        return Ok(());
+    }
+    let is_closed = lease::is_open_for_writing(file) == Some(false);
+    let settle = if is_closed { CLOSED } else { SETTLE }.as_nanos() as i128;
+    if age < settle {
         let ready_in = Duration::from_nanos((settle - age) as u64);
         return Err(SegmentError::Unsettled { ready_in });
     }

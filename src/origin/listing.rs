@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
@@ -54,8 +55,9 @@ pub(super) trait Known {
     fn generation(&self, base: &ObjectId) -> u64;
     /// A directory is about to be listed.
     fn entering(&self, path: &Arc<[u8]>, dir: BorrowedFd);
-    /// The row to show instead of what is at this path, if that is being written: the one before, or none.
-    fn standing(&self, path: &[u8]) -> Option<Option<Row>>;
+    /// The row to show instead of a regular file that is being written: the one before, or none. `age` is since it was
+    /// last written.
+    fn standing(&self, path: &[u8], age: Duration) -> Option<Option<Row>>;
     /// Nobody wants the walk to go on.
     fn is_over(&self) -> bool;
 }
@@ -209,7 +211,7 @@ impl<'a, K: Known> Walk<'a, K> {
             self.report.mounts += 1;
         }
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && let Some(standing) = self.known.standing(&join(dir, name))
+            && let Some(standing) = self.known.standing(&join(dir, name), age(attributes_of(&stat).mtime))
         {
             return standing;
         }
@@ -313,6 +315,12 @@ impl<'a, K: Known> Walk<'a, K> {
             self.report.warnings.push(Warning { path, why });
         }
     }
+}
+
+/// How long ago a moment was; a time to come is as good as now.
+fn age(time: Time) -> Duration {
+    let age = i128::from(super::wall_clock_ns()) - time.as_ns();
+    Duration::from_nanos(u64::try_from(age.max(0)).unwrap_or(u64::MAX))
 }
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {

@@ -38,8 +38,9 @@ fn size(tree: &Tree, path: &str) -> Option<u64> {
 
 /// The root page that listing all of the tree would give.
 fn listed_anew(tree: &Tree) -> PageHash {
-    let whole = update::Whole { headers: &tree.headers, watch: &tree.watch, asked: &tree.asked };
-    let listing = update::list(&tree.path, &tree.root(), &whole).unwrap();
+    let root = tree.root();
+    let whole = update::Whole { root: &root, headers: &tree.headers, watch: &tree.watch, asked: &tree.asked };
+    let listing = update::list(&tree.path, &root, &whole).unwrap();
     let state = tree.state.lock().unwrap();
     Snapshot::new(listing, &tree.name, &state, &tree.key).unwrap().head.root
 }

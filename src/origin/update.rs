@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{debug, info, warn};
@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use super::changes::{Batch, Depth};
 use super::follow::Asked;
 use super::headers::{Headers, Version};
+use super::lease;
 use super::listing::{Known, Report, Walk};
 use super::objects::Objects;
 use super::root::{Root, Stamp};
@@ -29,6 +30,8 @@ use crate::wire::head::{PageHash, TreeHead, TreeName};
 
 /// Warnings of one listing that go to the log; all are in the report.
 const LOGGED: usize = 20;
+/// A file written longer ago is listed though somebody may have it open: its closing is told, or comes to light.
+const YOUNG: Duration = Duration::from_secs(10);
 /// Listings before the last whose pages are kept: some seconds of a tree that changes all the time.
 const EARLIER: usize = 16;
 
@@ -117,6 +120,7 @@ impl Current {
 
 /// What the first walk of a tree knows.
 pub(super) struct Whole<'a> {
+    pub root: &'a Root,
     pub headers: &'a Mutex<Headers>,
     pub watch: &'a Watch,
     pub asked: &'a Asked,
@@ -132,12 +136,19 @@ impl Known for Whole<'_> {
         self.watch.add(path, dir);
     }
 
-    fn standing(&self, _path: &[u8]) -> Option<Option<Row>> {
-        None
+    fn standing(&self, path: &[u8], age: Duration) -> Option<Option<Row>> {
+        self.is_open_for_writing(path, age).then_some(None)
     }
 
     fn is_over(&self) -> bool {
         self.asked.is_over()
+    }
+}
+
+impl Whole<'_> {
+    /// Whether a file, whose writing nobody may have told of, is being written.
+    fn is_open_for_writing(&self, path: &[u8], age: Duration) -> bool {
+        age < YOUNG && self.root.file(path).is_ok_and(|file| lease::is_open_for_writing(&file) == Some(true))
     }
 }
 
@@ -157,8 +168,9 @@ impl Known for Again<'_> {
         self.whole.entering(path, dir);
     }
 
-    fn standing(&self, path: &[u8]) -> Option<Option<Row>> {
-        (self.written)(path).then(|| self.before.row(path))
+    fn standing(&self, path: &[u8], age: Duration) -> Option<Option<Row>> {
+        let written = (self.written)(path) || self.whole.is_open_for_writing(path, age);
+        written.then(|| self.before.row(path))
     }
 
     fn is_over(&self) -> bool {
@@ -202,7 +214,7 @@ impl Tree {
         let state = self.state.lock().expect("no holder of this lock panics");
         let before = self.snapshot();
         let root = self.root();
-        let whole = Whole { headers: &self.headers, watch: &self.watch, asked: &self.asked };
+        let whole = Whole { root: &root, headers: &self.headers, watch: &self.watch, asked: &self.asked };
         let known = Again { whole, before: &before, written };
         let revised = if batch.everything { None } else { self.revised(&root, &known, &batch.paths)? };
         let whole = revised.is_none();

@@ -699,6 +699,8 @@ impl Node {
     /// Neighbours are told that there is a newer head; who has an older one asks for it.
     pub(super) fn on_head(&mut self, sequence: u64) {
         self.me.sequence = sequence;
+        // A file that was moved away and back is the same version again.
+        self.provide.failed.clear();
         let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
         for id in ids {
             self.keep_alive(id);
