@@ -48,6 +48,11 @@ test:
 	.ci/need test
 	$(AS_ROOT) cargo test --no-fail-fast
 
+# Eight nodes in unrest for twenty minutes. The short form is one of the tests.
+soak:
+	.ci/need test
+	SWARMFS_SOAK=1200 $(AS_ROOT) cargo test --test soak -- --nocapture
+
 # Figures on a network, beside a chain of nc and tee. ROWS="8 tar" runs those alone.
 bench:
 	.ci/need bench
@@ -100,4 +105,4 @@ uninstall:
 clean:
 	cargo clean
 
-.PHONY: all static armv7 aarch64 demo test bench install uninstall completions deb clean
+.PHONY: all static armv7 aarch64 demo test soak bench install uninstall completions deb clean

@@ -18,14 +18,16 @@ use crate::keys::PublicKey;
 use crate::settings::{
     self, CacheSettings, MountSettings, NetSettings, PathSpec, RETRY_BY_HAND, ServeSettings, TreeSpec, Unfit,
 };
-use crate::wire::head::TreeName;
+use crate::wire::head::{PageHash, TreeName};
 
 mod file;
 mod helper;
+mod key;
 mod options;
 
 pub use file::{FileError, FileSettings, file_keys};
 pub use helper::HelperArgs;
+pub use key::KeyArgs;
 use options::Draft;
 pub use options::{OptionError, ignored_words, mount_words};
 
@@ -35,7 +37,7 @@ pub use options::{OptionError, ignored_words, mount_words};
 /// reads, so the tree leaves its origin about once, however many read it. Nodes find each other by UDP broadcast: there
 /// is nothing to configure.
 ///
-/// Whoever is on the same network can read what is served.
+/// Whoever is on the same network can read what is served, unless its nodes have a secret.
 #[derive(Parser, Debug)]
 #[command(name = "swarmfs", version, max_term_width = 80, disable_help_subcommand = true, subcommand_required = true)]
 #[command(after_help = EXAMPLES, arg_required_else_help = false)]
@@ -71,6 +73,7 @@ pub enum Command {
     Ls(LsArgs),
     Cat(CatArgs),
     Status(StatusArgs),
+    Key(KeyArgs),
     Completions(CompletionsArgs),
 }
 
@@ -89,6 +92,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TREE", value_parser = tree_name)]
     pub name: Option<TreeName>,
 
+    /// Offer a copy of a tree that another host serves, with the same key
+    #[arg(long)]
+    pub replica: bool,
+
     /// Log to this file instead of standard error
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -105,8 +112,9 @@ pub struct ServeArgs {
 #[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Words after -o: interface=IF, port=N, broadcast=ADDR, peer=HOST[:PORT],
-cache=SIZE, key=KEY and log_file=FILE as the options above; hard (reads wait for
-an origin that is away, the default) or soft with timeo=TIME (they fail);
+cache=SIZE, key=KEY, head=HASH, secret_file=FILE, upload=RATE, upload_slots=N
+and log_file=FILE as the options above; hard (reads wait for an origin that is
+away, the default) or soft with timeo=TIME (they fail);
 retry=TIME, delay_connect; uid=N, gid=N, umask=MASK; allow_other, allow_suid,
 allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
 ignored. mount.swarmfs(8) says what each means.
@@ -136,6 +144,9 @@ pub struct MountArgs {
     pub log_file: Option<PathBuf>,
 
     #[command(flatten)]
+    pub pin: PinArgs,
+
+    #[command(flatten)]
     pub node: NodeArgs,
 }
 
@@ -162,6 +173,9 @@ pub struct LsArgs {
     pub path: PathSpec,
 
     #[command(flatten)]
+    pub pin: PinArgs,
+
+    #[command(flatten)]
     pub node: NodeArgs,
 }
 
@@ -175,6 +189,9 @@ pub struct CatArgs {
     /// TREE:/PATH, or PATH in the one tree on the network
     #[arg(value_name = "PATH", required = true, value_parser = OsStringValueParser::new().try_map(path_spec))]
     pub paths: Vec<PathSpec>,
+
+    #[command(flatten)]
+    pub pin: PinArgs,
 
     #[command(flatten)]
     pub node: NodeArgs,
@@ -196,6 +213,14 @@ pub struct StatusArgs {
 pub struct CompletionsArgs {
     #[arg(value_name = "SHELL")]
     pub shell: Shell,
+}
+
+/// What every reader takes.
+#[derive(Args, Debug, Clone, Default, PartialEq, Eq)]
+pub struct PinArgs {
+    /// Take the tree in this state only, whatever it becomes
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<PageHash>,
 }
 
 /// What every node takes.
@@ -233,6 +258,10 @@ pub struct NodeArgs {
     /// Send to at most so many others at once [default: as is fastest]
     #[arg(long, value_name = "N", value_parser = brief(settings::parse_slots))]
     pub upload_slots: Option<u16>,
+
+    /// Join only those with this file's secret, and encrypt what is sent
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -250,12 +279,14 @@ impl NodeArgs {
             key: self.key.or(below.key),
             upload: self.upload.or(below.upload),
             upload_slots: self.upload_slots.or(below.upload_slots),
+            secret_file: self.secret_file.or(below.secret_file),
         }
     }
 
     /// Whether no option says where on the network to look.
     pub fn says_nowhere(&self) -> bool {
-        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, ..self.clone() } == NodeArgs::default()
+        NodeArgs { cache: None, key: None, upload: None, upload_slots: None, secret_file: None, ..self.clone() }
+            == NodeArgs::default()
     }
 
     /// Fills in what the file says.
@@ -275,8 +306,11 @@ impl NodeArgs {
             broadcast: self.broadcast,
             peers: self.peer,
             key: self.key,
+            head: None,
             upload: self.upload,
             upload_slots: self.upload_slots,
+            secret_file: self.secret_file,
+            ..NetSettings::default()
         }
     }
 }
@@ -284,7 +318,7 @@ impl NodeArgs {
 impl ServeArgs {
     pub fn settings(self, file: &FileSettings, ram_bytes: u64) -> (ServeSettings, NetSettings, CacheSettings) {
         let (net, cache) = self.node.with(file).settings(ram_bytes);
-        (ServeSettings { dir: self.dir, name: self.name }, net, cache)
+        (ServeSettings { dir: self.dir, name: self.name, replica: self.replica }, net, cache)
     }
 }
 
@@ -300,10 +334,11 @@ pub struct MountRequest {
 
 impl MountArgs {
     pub fn settings(self, file: &FileSettings, ram_bytes: u64, root: bool) -> Result<MountRequest, OptionError> {
-        let MountArgs { tree, dir, foreground, options, log_file, node } = self;
+        let MountArgs { tree, dir, foreground, options, log_file, pin, node } = self;
         let words = Words { options: &options, sloppy: false, retry: RETRY_BY_HAND };
         let mut request = words.settings(tree, dir, node, file, ram_bytes, root)?;
         request.mount.foreground = foreground;
+        request.net.head = pin.head.or(request.net.head);
         request.log_file = log_file.or(request.log_file);
         Ok(request)
     }
@@ -337,7 +372,8 @@ impl Words<'_> {
         if draft.delay_connect && tree.is_none() {
             return Err(OptionError::DelayWithoutTree);
         }
-        let (net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
+        let (mut net, cache) = above.over(std::mem::take(&mut draft.node)).over(below).settings(ram_bytes);
+        net.head = draft.head;
         let (source, tree, subdir) = match tree {
             Some(TreeSpec { text, tree, subdir }) => (Some(text), Some(tree), subdir),
             None => (None, None, PathBuf::new()),
@@ -462,18 +498,19 @@ mod tests {
     #[test]
     fn options_and_words_say_the_same() {
         let key = OriginKey::from_seed(&[1; 32]).public();
+        let head = PageHash([0xa5; 32]);
         let options = mount(&format!(
             "swarmfs mount /mnt --interface eth0 --interface eth1 --port 20000 --broadcast 10.0.0.255 \
-             --peer a --peer b:7 --cache 64M --key {key}"
+             --peer a --peer b:7 --cache 64M --key {key} --head {head}"
         ));
         let words = mount(&format!(
             "swarmfs mount /mnt -o interface=eth0,interface=eth1,port=20000,broadcast=10.0.0.255 \
-             -o peer=a,peer=b:7,cache=64M,key={key}"
+             -o peer=a,peer=b:7,cache=64M,key={key},head={head}"
         ));
         assert_eq!(options, words);
         assert_eq!(words.1.peers, [("a".to_owned(), 19024), ("b".to_owned(), 7)]);
         assert_eq!(words.2.budget_bytes, 64 << 20);
-        assert_eq!(words.1.key, Some(key));
+        assert_eq!((words.1.key, words.1.head), (Some(key), Some(head)));
     }
 
     #[test]
@@ -523,6 +560,7 @@ mod tests {
             ("timeo=5", "option timeo: only a soft mount gives up: add soft"),
             ("cache=1M", "option cache=1M: expected at least 32M"),
             ("key=12", "option key=12: not a public key"),
+            ("head=12", "option head=12: expected the 64 hex digits"),
             ("port=0", "option port=0: expected a number from 1"),
             ("delay_connect", "option delay_connect needs a tree's name"),
             ("uid=root", "option uid=root: expected a number"),
@@ -549,6 +587,8 @@ mod tests {
             ("swarmfs umount", "<DIR>"),
             ("swarmfs statis", "'status'"),
             ("swarmfs status --key 1", "--key"),
+            ("swarmfs key --export a --import b", "cannot be used with"),
+            ("swarmfs key --force", "--export <FILE>|--import <FILE>"),
         ] {
             let message = refused(line);
             assert!(message.contains(expected), "{line}: {message}");
@@ -567,6 +607,8 @@ mod tests {
         let Ok(Command::Cat(args)) = parse("swarmfs cat images:/a b --peer origin") else { panic!() };
         assert_eq!(args.paths.len(), 2);
         assert!(matches!(parse("swarmfs umount /mnt"), Ok(Command::Umount(_))));
+        let Ok(Command::Key(args)) = parse("swarmfs key --import - --force") else { panic!() };
+        assert!(args.force && args.import == Some(PathBuf::from("-")));
         assert!(matches!(parse("swarmfs status --json"), Ok(Command::Status(StatusArgs { json: true }))));
         assert_eq!(Cli::try_parse_from(["swarmfs", "status", "-vv"]).unwrap().verbose, 2);
         assert_eq!(parse("swarmfs --version").unwrap_err().kind(), ErrorKind::DisplayVersion);

@@ -46,18 +46,28 @@ pub struct Status {
     pub tree: String,
     /// Which version of the tree: grows with every change.
     pub sequence: u64,
+    /// The catalogue's root page by its hash: what `--head` pins.
+    #[serde(default)]
+    pub head: String,
     /// The origin's public key, 64 hex digits.
     pub key: String,
     /// Its short form, for people to compare.
     pub key_fingerprint: String,
     /// The UDP and TCP port that peers reach this node at.
     pub port: u16,
+    /// Whether only nodes with its secret can join the swarm, and what they send is encrypted.
+    #[serde(default)]
+    pub private: bool,
     /// The directory that an origin serves.
     pub directory: Option<PathText>,
     /// Where the tree is mounted.
     pub mountpoint: Option<PathText>,
     /// Why a mount that was made before its tree was found still looks for it; the rest is empty meanwhile.
     pub waits: Option<String>,
+    /// For how long no origin was heard, in seconds; None where one is, and at an origin.
+    pub origin_away_s: Option<u64>,
+    /// Who offered the tree with another key lately, and which; it is not trusted.
+    pub rival: Option<String>,
     pub peers: Vec<Peer>,
     /// Chunks of which anything is held.
     pub chunks_held: u64,
@@ -186,6 +196,7 @@ mod tests {
                 pid: std::process::id(),
                 tree: "images".to_owned(),
                 sequence: u64::MAX,
+                head: "5a".repeat(32),
                 peers: (0..300).map(|n| Peer { address: format!("10.0.0.{n}:19024"), ..Peer::default() }).collect(),
                 ..Status::default()
             }
@@ -401,6 +412,30 @@ mod tests {
         assert_eq!(nodes_in(node.dir.path()).unwrap(), std::slice::from_ref(&node.socket));
         assert!(!dead.exists());
         assert!(other.exists());
+    }
+
+    #[test]
+    fn a_node_that_starts_clears_sockets_of_dead_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("images-1.sock")).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let server = Server::bind(dir.path(), "images", Limits::default()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [server.path()]);
+    }
+
+    #[test]
+    fn a_node_that_stands_still_is_neither_dead_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("images-1.sock");
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let node = NodeSocket::at(&path);
+        assert!(matches!(node.status(), Err(ClientError::NoNode { .. })), "its queue is full");
+        assert_eq!(nodes_in(dir.path()).unwrap(), [node]);
     }
 
     #[test]

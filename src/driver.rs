@@ -2,11 +2,12 @@
 //!
 //! Fronts hold a `Client`. None of its calls waits: what is in memory is answered at once, for anything else a closure
 //! is kept and called, from the event loop's thread, when the bytes are there or will never be. The parts: `core` holds
-//! the node and carries out what it decides, `arrive` checks what comes in, `links` moves bytes between a connection and
-//! the core, `upload` limits how many, `tasks` waits for everything else, `waiting` keeps who waits for what.
+//! the node and carries out what it decides, `arrive` checks what comes in, `greet` lets in who has the swarm's secret,
+//! `links` moves bytes between a connection and the core, `upload` limits how many, `tasks` waits for everything else,
+//! `waiting` keeps who waits for what.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::cache::{Cache, Slice};
 use crate::catalogue::Page;
 use crate::chunk::{ObjectId, SEGMENT, SegmentId};
+use crate::keys::PublicKey;
 use crate::net::sockets::Sockets;
 use crate::origin::{Following, Tree};
 use crate::settings::{CacheSettings, NetSettings};
@@ -27,12 +29,14 @@ use crate::wire::head::{PageHash, TreeHead};
 
 mod arrive;
 mod core;
+mod greet;
 mod links;
+mod rivals;
 mod tasks;
 mod upload;
 mod waiting;
 
-pub use crate::net::discover::{DiscoverError, Found, Offer, discover};
+pub use crate::net::discover::{DiscoverError, Found, Offer, discover, discover_known};
 pub use crate::swarm::ReaderId;
 
 /// How long work on other threads is waited for when the node ends.
@@ -95,7 +99,13 @@ pub struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub port: u16,
+    /// Whether the swarm has a secret.
+    pub private: bool,
     pub peers: Vec<Neighbour>,
+    /// For how long no origin was heard; None where one is.
+    pub origin_away: Option<Duration>,
+    /// Who offered the tree with another key lately.
+    pub rival: Option<(IpAddr, PublicKey)>,
     pub chunks_held: u64,
     pub cache_used: u64,
     pub cache_budget: u64,
@@ -169,6 +179,11 @@ pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> std::io::
 pub fn serve(tree: Arc<Tree>, net: &NetSettings, cache: &CacheSettings) -> std::io::Result<Client> {
     let sockets = Sockets::open(net)?;
     let client = start(Arc::new(tree.head()), sockets, net, cache, core::Role::Origin { tree: tree.clone() })?;
+    follow(&tree, client)
+}
+
+/// From now on the event loop hears of changes on the disk.
+fn follow(tree: &Arc<Tree>, client: Client) -> std::io::Result<Client> {
     let commands = client.shared.commands.clone();
     let following = tree.follow(move || {
         // Nobody hears of it any more where the node ends.
@@ -176,6 +191,19 @@ pub fn serve(tree: Arc<Tree>, net: &NetSettings, cache: &CacheSettings) -> std::
     })?;
     *client.shared.following.lock().expect("no holder of this lock panics") = Some(following);
     Ok(client)
+}
+
+/// Offers a copy of the tree that was found, under the head that another origin signs.
+pub fn serve_replica(
+    tree: Arc<Tree>,
+    found: Found,
+    net: &NetSettings,
+    cache: &CacheSettings,
+) -> std::io::Result<Client> {
+    let sockets = Sockets::open(net)?;
+    let head = found.head.clone();
+    let role = core::Role::Replica { tree: tree.clone(), answers: found.answers };
+    follow(&tree, start(head, sockets, net, cache, role)?)
 }
 
 fn start(
@@ -193,7 +221,7 @@ fn start(
         commands,
         tickets: AtomicU64::new(0),
         readers: AtomicU64::new(0),
-        snapshot: Mutex::new(Snapshot { port: sockets.port, ..Snapshot::default() }),
+        snapshot: Mutex::new(Snapshot { port: sockets.port, private: net.secret.is_some(), ..Snapshot::default() }),
         thread: Mutex::new(None),
         following: Mutex::new(None),
     });

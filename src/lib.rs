@@ -16,6 +16,8 @@ pub mod catalogue;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod keys;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
+pub mod secret;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod settings;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod wire;
@@ -26,6 +28,7 @@ pub mod swarm;
 pub mod driver;
 pub mod net;
 pub mod origin;
+pub mod state;
 // fronts
 pub mod control;
 pub mod fs;

@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use crate::catalogue::{NotATree, Row, Time};
 use crate::chunk::{BLOCK, ObjectId, SEGMENT, SegmentId, segment_len};
 use crate::keys::OriginKey;
+pub use crate::state::{StateDir, StateError};
 use crate::wire::head::{PageHash, TreeHead, TreeName};
 use crate::wire::header::SegmentHeader;
 
@@ -44,7 +45,6 @@ mod watch;
 
 pub use follow::Following;
 pub use listing::{Report, Warning};
-pub use state::{StateDir, StateError};
 
 use follow::Asked;
 use headers::{Headers, Version};
@@ -128,7 +128,7 @@ impl Tree {
         let fail = |error: Errno| OriginError::Directory { path: dir.to_owned(), source: error.into() };
         let root = Root::open(dir).map_err(fail)?;
         root.directory(b"").map_err(fail)?;
-        let state = state.tree(&name)?;
+        let state = TreeState::open(state, &name)?;
         let headers = Mutex::new(Headers::open(&state.headers_path(), key.public())?);
         let watch = Watch::new();
         watch.consider(root.descriptor());
@@ -211,6 +211,14 @@ impl Tree {
         }
         into.resize(len as usize, 0);
         self.read_certified(&held, id, into, |into| self.read_segment(&held, id.index, into))
+    }
+
+    /// Takes what another origin with the same key signed: bytes read here must fit it. What was signed first stays.
+    pub fn learn(&self, header: &SegmentHeader) {
+        let mut headers = self.headers();
+        if headers.header(header.segment()).is_none() {
+            headers.set_header(header);
+        }
     }
 
     /// Closes files that nobody asked for in ten minutes; to be called about once a minute.

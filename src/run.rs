@@ -21,21 +21,27 @@ use crate::driver::DiscoverError;
 use crate::fuse::{MountError, UnmountError};
 use crate::origin::OriginError;
 use crate::settings::NetSettings;
+use crate::state::StateError;
 use crate::wire::head::TreeName;
 use log::Talk;
+use secret::SecretError;
 
 mod access;
 mod config;
+mod find;
 mod helper;
+mod key;
 mod list;
 mod live;
 mod log;
 mod mount;
 mod privileges;
 mod search;
+mod secret;
 mod serve;
 mod service;
 mod show;
+mod trust;
 
 /// Exit statuses; the first three are mount(8)'s. `cat` and `ls` end with `PIPE`, as a filter that SIGPIPE ended, where their
 /// reader went away.
@@ -56,6 +62,8 @@ pub enum RunError {
     Option(#[from] OptionError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("{path:?}: {reason}; expected a configuration file")]
     Unreadable { path: PathBuf, reason: io::Error },
     #[error("{}, {error}", .path.display())]
@@ -64,7 +72,7 @@ pub enum RunError {
     LogFile { path: PathBuf, reason: io::Error },
     #[error("cannot enter the mount namespace {path:?}: {reason}")]
     Namespace { path: PathBuf, reason: io::Error },
-    #[error("{}", live::explain(.error, .net, .tree.as_ref(), *.waited))]
+    #[error("{}", find::explain(.error, .net, .tree.as_ref(), *.waited))]
     Discover { error: DiscoverError, net: Box<NetSettings>, tree: Option<TreeName>, waited: Duration },
     /// Nodes of this host have different trees, and none was named.
     #[error("this host's nodes have several trees; name one of them:{}", show::indented(.0))]
@@ -77,6 +85,18 @@ pub enum RunError {
     Unnamed { name: OsString },
     #[error(transparent)]
     Origin(#[from] OriginError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(
+        "cannot be a replica of the tree {:?}: it is signed with the key {theirs}, and this host has {mine}; `swarmfs key \
+         --export` there writes the key, `--import` here takes it", .tree.as_str()
+    )]
+    ReplicaKey { tree: TreeName, mine: String, theirs: String },
+    #[error("no key is remembered for the tree {:?}; this host trusts:{}", .tree.as_str(), match .known.is_empty() {
+        true => " none".to_owned(),
+        false => show::indented(.known),
+    })]
+    NothingKnown { tree: TreeName, known: Vec<String> },
     #[error("cannot start the node: {0}")]
     Start(io::Error),
     #[error(transparent)]
@@ -166,7 +186,8 @@ fn run(cli: Cli) -> Result<u8, RunError> {
     let done = match cli.command {
         Command::Serve(args) => serve::serve(args, &file()?),
         Command::Mount(args) => {
-            let request = args.settings(&file()?, ram_bytes(), is_root())?;
+            let mut request = args.settings(&file()?, ram_bytes(), is_root())?;
+            secret::read(&mut request.net)?;
             let outcome = mount::mount(&request, &RunError::status)?;
             if !outcome.message.is_empty() {
                 say(&outcome.message);
@@ -177,6 +198,7 @@ fn run(cli: Cli) -> Result<u8, RunError> {
         Command::Ls(args) => list::ls(args, &file()?),
         Command::Cat(args) => list::cat(args, &file()?),
         Command::Status(args) => show_status(&args),
+        Command::Key(args) => key::key(args),
         Command::Completions(CompletionsArgs { shell }) => completions(shell),
     };
     Ok(report(done))

@@ -14,7 +14,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::keys::PublicKey;
-use crate::wire::head::TreeName;
+use crate::secret::Secret;
+use crate::wire::head::{PageHash, TreeName};
 
 pub mod quantity;
 
@@ -62,10 +63,18 @@ pub struct NetSettings {
     pub peers: Vec<(String, u16)>,
     /// The one key trusted. None: the first one seen, which whoever answers first can choose.
     pub key: Option<PublicKey>,
+    /// The one state of the tree that is wanted, by its catalogue's root page. None: the newest, and whatever it becomes.
+    pub head: Option<PageHash>,
     /// The most bytes a second that the node sends to others. None: as fast as its links are.
     pub upload: Option<u64>,
     /// How many others it serves at once, at least 1. None: as many as the policy finds best.
     pub upload_slots: Option<u16>,
+    /// Where the secret is that the swarm's nodes share. None: whoever is on the network can join and read.
+    pub secret_file: Option<PathBuf>,
+    /// What was read there, before anything is sent.
+    pub secret: Option<Secret>,
+    /// Whether links are encrypted as on boards whose processor has no AES, whatever this one has: for benches.
+    pub without_aes: bool,
 }
 
 impl NetSettings {
@@ -173,6 +182,8 @@ pub struct ServeSettings {
     pub dir: PathBuf,
     /// None: the directory's own name.
     pub name: Option<TreeName>,
+    /// Whether another host signs the heads, and this one offers what it has of them.
+    pub replica: bool,
 }
 
 /// A tree, or a directory in it, as a mount's source names it: `TREE`, `TREE:` or `TREE:/SUBDIR`.

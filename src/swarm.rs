@@ -6,7 +6,7 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `prepare` what an origin reads for that, `gossip` what nodes tell each other and how they meet, `trust` whom they
+//! `prepare` what an origin reads for that, `replica` what one of several asks before, `gossip` what nodes tell each other and how they meet, `trust` whom they
 //! go on dealing with, `pages` the catalogue's way through the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +25,7 @@ mod pages;
 mod policy;
 mod prepare;
 mod provide;
+mod replica;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use policy::Policy;
 use keep::Store;
 use link::Link;
 use pages::PageDesk;
+use replica::Replica;
 use request::Requests;
 use trust::Trust;
 
@@ -112,6 +114,10 @@ pub enum Input {
     Header {
         segment: SegmentId,
         zero: u64,
+    },
+    /// The header that a replica asked for was checked and is remembered.
+    HeaderKnown {
+        segment: SegmentId,
     },
     /// What a peer sent as a header was none.
     BadHeader {
@@ -304,6 +310,8 @@ pub struct Node {
     provide: provide::Provide,
     pages: PageDesk,
     trust: Trust,
+    /// None unless this is an origin beside another that signs the heads.
+    replica: Option<Replica>,
     counters: Counters,
     /// Something changed that may let an offer be made.
     refill: bool,
@@ -328,6 +336,7 @@ impl Node {
             provide: provide::Provide::default(),
             pages: PageDesk::new(policy.page_budget),
             trust: Trust::default(),
+            replica: None,
             counters: Counters::default(),
             refill: false,
             ready: BTreeSet::new(),
@@ -360,6 +369,7 @@ impl Node {
             Input::Progress { link, transfer, bytes } => self.on_progress(link, transfer, bytes),
             Input::Block { link, transfer, block, good } => self.on_block(link, transfer, block, good),
             Input::Header { segment, zero } => self.on_header(segment, zero),
+            Input::HeaderKnown { segment } => self.on_header_known(segment),
             Input::BadHeader { link } => {
                 self.counters.wrong_headers += 1;
                 self.refuse_peer(link);
@@ -429,6 +439,11 @@ impl Node {
         self.links.values().any(|link| link.greeted && link.origin)
     }
 
+    /// Whether an origin is linked and speaks.
+    pub fn hears_origin(&self) -> bool {
+        self.links.values().any(|link| link.greeted && link.origin && !link.hushed)
+    }
+
     /// Blocks held or awaited, times their size; never above the budget.
     pub fn reserved_blocks(&self) -> u32 {
         self.store.reserved()
@@ -479,6 +494,7 @@ impl Node {
         self.report_if_owed();
         self.meet();
         self.ask_for_head();
+        self.check_replica();
         self.check_pages();
         self.pull();
         self.refill = true;

@@ -8,3 +8,4 @@ pub mod deframe;
 pub mod frame;
 pub mod head;
 pub mod header;
+pub mod sealed;

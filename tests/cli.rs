@@ -288,3 +288,27 @@ fn output_that_cannot_be_written_is_an_error() {
         assert!(message.starts_with("swarmfs: cannot write to standard output: No space left"), "{line}: {message}");
     }
 }
+
+#[test]
+fn a_key_goes_from_one_host_to_another_and_replaces_none_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |state: &str, line: &str| {
+        let mut command = swarmfs(dir.path(), ["key"].into_iter().chain(line.split_whitespace()));
+        command.current_dir(dir.path()).env("STATE_DIRECTORY", dir.path().join(state)).output().unwrap()
+    };
+    let printed = text(&key("a", "").stdout);
+    assert!(printed.starts_with("key ") && printed.contains("kept in"), "{printed}");
+    let wrote = key("a", "--export secret");
+    assert!(wrote.status.success() && text(&wrote.stdout).starts_with("wrote the secret key"), "{wrote:?}");
+    let public = |state| text(&key(state, "").stdout).lines().next().map(str::to_owned);
+    assert_ne!(public("b"), public("a"));
+    let refused = key("b", "--import secret");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("has another origin key") && refused.stdout.is_empty(), "{refused:?}");
+    let taken = key("b", "--import secret --force");
+    assert!(taken.status.success() && text(&taken.stdout).contains("put aside as"), "{taken:?}");
+    assert_eq!(public("b"), public("a"));
+    let piped = key("a", "--export -");
+    assert_eq!(piped.stdout, std::fs::read(dir.path().join("secret")).unwrap());
+    assert!(text(&piped.stderr).contains("this is the secret key"));
+}

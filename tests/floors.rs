@@ -29,7 +29,8 @@ struct Module {
 fn floors() -> (Vec<String>, BTreeMap<String, usize>) {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let (mut names, mut modules) = (Vec::new(), BTreeMap::new());
-    for line in text.lines() {
+    let table = text.lines().skip_while(|line| !line.starts_with("| floor | module |"));
+    for line in table.take_while(|line| line.starts_with('|')) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let [_, floor, listed, ..] = cells[..] else { continue };
         let listed: Vec<&str> = listed.split('`').skip(1).step_by(2).collect();

@@ -82,7 +82,8 @@ fn every_mount_option_is_in_the_helpers_manual_and_the_other_way_round() {
     let missing: Vec<&String> = known.difference(&written).collect();
     assert!(missing.is_empty(), "not in the manual: {missing:?}");
     let places = ["Ns", "=", "Ar", "Cm", "Oo", "Oc", ":", "x-*", "swarmfs", "fuse.swarmfs", "fuse", "drop_privileges"];
-    let values = ["IF", "N", "ADDR", "HOST", "PORT", "SIZE", "KEY", "RATE", "TIME", "FILE", "MASK", "|", ".", ";"];
+    let values =
+        ["IF", "N", "ADDR", "HOST", "PORT", "SIZE", "KEY", "HASH", "RATE", "TIME", "FILE", "MASK", "|", ".", ";"];
     let unknown: Vec<&String> = written
         .difference(&known)
         .filter(|word| !places.contains(&word.as_str()) && !values.contains(&word.as_str()))

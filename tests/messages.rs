@@ -91,6 +91,8 @@ fn each_message_of_the_readme_is_what_is_said() {
     // What takes its time goes on beside the rest: nobody is at port 20000.
     let lonely = swarm::start(node, &["mount", "/run/mnt", "--port", "20000"]);
     let mut origin = swarm::serve(lab.origin(), &tree, "images", &[]);
+    let _private = serve_privately(shut, &tree);
+    let foreign = with_wrong_secrets(node);
     let unreached = with_tcp_shut(shut);
 
     wrong_words(&lab, &mut table);
@@ -106,7 +108,29 @@ fn each_message_of_the_readme_is_what_is_said() {
         assert_eq!(command.wait(UNREACHED).code(), Some(2), "{}", command.log());
         table.said(message, &command.log());
     }
+    for (mut command, message) in foreign {
+        assert_eq!(command.wait(SOON).code(), Some(2), "{}", command.log());
+        table.said(message, &command.log());
+    }
     assert!(table.left.is_empty(), "README promises what nothing here produces: {:?}", table.left);
+}
+
+/// A swarm with a secret, on ports of its own.
+fn serve_privately(host: &Host, tree: &std::path::Path) -> Running {
+    must(host, "key --new-secret /run/secret");
+    swarm::serve(host, tree, "private", &["--port", "21000", "--secret-file", "/run/secret"])
+}
+
+/// Commands that find nodes with another secret than theirs, or none, and what each will say.
+fn with_wrong_secrets(host: &Host) -> [(Running, &'static str); 3] {
+    must(host, "key --new-secret /run/secret");
+    let secret = ["--secret-file", "/run/secret"];
+    let ls = |more: &[&str]| swarm::start(host, &[&["ls"], more].concat());
+    [
+        (ls(&["--port", "21000"]), "nodes with a secret are at"),
+        (ls(&[&["--port", "21000"], &secret[..]].concat()), "nodes with another secret than that of"),
+        (ls(&secret), "nodes without a secret are at"),
+    ]
 }
 
 /// A mount on a host whose firewall lets no connections through. It has found its tree when this returns.
@@ -126,6 +150,7 @@ fn wrong_words(lab: &Lab, table: &mut Table) {
     table.fails(node, "mount images: /mnt -o sotf", "unknown mount option sotf: did you mean soft?");
     std::fs::write(node.path("/run/swarmfs.conf"), "# One.\n# Two.\nprot = 20000\n").unwrap();
     table.fails(node, "mount --config /run/swarmfs.conf images: /mnt", "line 3: unknown key \"prot\"");
+    table.fails(node, "ls --secret-file /run/swarmfs.conf", "expected a secret of 64 hex digits");
     let helper = "mount.swarmfs /srv/images /mnt";
     table.fails(node, helper, "mount(8) makes a path of a word that exists as one");
     table.fails(node, "mount images: /mnt -o remount", "a swarmfs mount cannot be changed while it is mounted");
@@ -138,9 +163,12 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
     let stranger = OriginKey::from_seed(&[7; 32]).public();
     table.fails(
         node,
-        &format!("mount images: /mnt --key {stranger}"),
+        &format!("mount images: /mnt --key {stranger} -o retry=1s"),
         "the tree \"images\" is offered with another key than the one given with --key",
     );
+    let head = "5a".repeat(32);
+    let message = "the tree \"images\" is not in the state asked for";
+    table.fails(node, &format!("mount images: /mnt --head {head}"), message);
     let tree = lab.scratch().join("images");
     let tree = tree.to_str().expect("build directories have plain names");
     table.fails(
@@ -148,6 +176,8 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
         &format!("serve {tree}"),
         "the tree \"images\" is already served by another process of this host",
     );
+    must(other, "key");
+    table.fails(other, &format!("serve {tree} --name images --replica"), "cannot be a replica of the tree \"images\"");
     {
         let _second = swarm::serve(other, tree.as_ref(), "rescue", &[]);
         table.fails(node, "mount /mnt", "the network has several trees; name one of them:");
@@ -155,6 +185,13 @@ fn of_the_network(lab: &Lab, table: &mut Table) {
     {
         let _impostor = swarm::serve(other, tree.as_ref(), "images", &[]);
         table.fails(node, "mount images: /mnt", "origins with different keys offer the tree \"images\"");
+    }
+    {
+        must(node, "ls images:");
+        let elsewhere = ["--port", "20100"];
+        let _changed = swarm::serve(other, tree.as_ref(), "images", &elsewhere);
+        let message = "the key of the tree \"images\" has changed";
+        table.fails(node, "mount images: /mnt --port 20100 -o retry=1s", message);
     }
     wait_until(SOON, "the impostor is gone", || other.pids_of("swarmfs").is_empty().then_some(()));
     let taken: Vec<TcpListener> = other

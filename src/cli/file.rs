@@ -15,7 +15,7 @@ use crate::settings::quantity::parse_rate;
 use crate::settings::{CacheSettings, Unfit, parse_broadcast, parse_interface, parse_peer, parse_port, parse_slots};
 
 /// Each key with an example of its value.
-const KEYS: [(&str, &str); 10] = [
+const KEYS: [(&str, &str); 11] = [
     ("interface", "interface = [\"eth0\", \"eth1\"]"),
     ("port", "port = 19024"),
     ("broadcast", "broadcast = [\"192.168.7.255\"]"),
@@ -24,6 +24,7 @@ const KEYS: [(&str, &str); 10] = [
     ("key", "key = \"KEY\", with the 64 hex digits that `swarmfs serve` prints"),
     ("upload", "upload = \"10M\""),
     ("upload-slots", "upload-slots = 4"),
+    ("secret-file", "secret-file = \"/etc/swarmfs/secret\""),
     ("log-file", "log-file = \"/var/log/swarmfs.log\""),
     ("mount-options", "mount-options = \"soft,timeo=30s\""),
 ];
@@ -101,6 +102,7 @@ impl FileSettings {
             "key" => self.node.key = Some(text.parse::<PublicKey>().map_err(Reason::Key)?),
             "upload" => self.node.upload = Some(parse_rate(text).map_err(unfit)?),
             "upload-slots" => self.node.upload_slots = Some(parse_slots(text).map_err(unfit)?),
+            "secret-file" => self.node.secret_file = Some(PathBuf::from(text)),
             "log-file" => self.log_file = Some(PathBuf::from(text)),
             "mount-options" => {
                 Draft::default().take(text).map_err(Reason::Options)?;

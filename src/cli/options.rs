@@ -12,17 +12,20 @@ use crate::settings::{
     CacheSettings, DEFAULT_SOFT, Patience, Shown, Unfit, parse_broadcast, parse_id, parse_interface, parse_peer,
     parse_port, parse_slots, parse_umask,
 };
+use crate::wire::head::{NotAHash, PageHash};
 
 /// Words that mean something here, with an example of the value where they take one.
-const WORDS: [(&str, Option<&str>); 32] = [
+const WORDS: [(&str, Option<&str>); 34] = [
     ("interface", Some("interface=eth0")),
     ("port", Some("port=19024")),
     ("broadcast", Some("broadcast=192.168.7.255")),
     ("peer", Some("peer=origin.example")),
     ("cache", Some("cache=128M")),
     ("key", Some("key=KEY, with the 64 hex digits that `swarmfs serve` prints")),
+    ("head", Some("head=HASH, with the 64 hex digits that `swarmfs status` shows as the tree's head")),
     ("upload", Some("upload=10M")),
     ("upload_slots", Some("upload_slots=4")),
+    ("secret_file", Some("secret_file=/etc/swarmfs/secret")),
     ("hard", None),
     ("soft", None),
     ("timeo", Some("timeo=30s")),
@@ -120,6 +123,8 @@ pub enum OptionError {
     Unfit { word: &'static str, unfit: Unfit },
     #[error("option key={value}: {reason}")]
     Key { value: String, reason: NotAKey },
+    #[error("option head={value}: {reason}")]
+    Head { value: String, reason: NotAHash },
     #[error("option timeo: only a soft mount gives up: add soft, or leave timeo out")]
     TimeoWithoutSoft,
 }
@@ -128,6 +133,7 @@ pub enum OptionError {
 #[derive(Default)]
 pub struct Draft {
     pub node: NodeArgs,
+    pub head: Option<PageHash>,
     pub log_file: Option<PathBuf>,
     pub allow_other: bool,
     pub suid: bool,
@@ -197,11 +203,16 @@ impl Draft {
             "log_file" => self.log_file = Some(PathBuf::from(value)),
             "uid" => self.shown.uid = Some(parse_id(value).map_err(unfit)?),
             "gid" => self.shown.gid = Some(parse_id(value).map_err(unfit)?),
+            "secret_file" => self.node.secret_file = Some(PathBuf::from(value)),
             "umask" => self.shown.umask = parse_umask(value).map_err(unfit)?,
             "timeo" => self.timeo = Some(parse_duration(value).map_err(unfit)?),
             "key" => {
                 let key: Result<PublicKey, NotAKey> = value.parse();
                 self.node.key = Some(key.map_err(|reason| OptionError::Key { value: value.to_owned(), reason })?);
+            }
+            "head" => {
+                let head: Result<PageHash, NotAHash> = value.parse();
+                self.head = Some(head.map_err(|reason| OptionError::Head { value: value.to_owned(), reason })?);
             }
             _ => unreachable!("{word} is listed in WORDS with a value"),
         }
@@ -248,6 +259,7 @@ mod tests {
         for (word, example) in WORDS {
             let text = match example {
                 Some(_) if word == "key" => format!("key={key}"),
+                Some(_) if word == "head" => format!("head={}", PageHash([7; 32])),
                 Some(example) => example.to_owned(),
                 None => word.to_owned(),
             };

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use super::protocol::{FRAME_HEAD, Frame, MAX_BODY, Request, failure_of};
@@ -82,7 +84,7 @@ impl NodeSocket {
 
     /// Whether nobody listens any more. A node renames its socket to this name only when it listens.
     pub fn is_dead(&self) -> bool {
-        matches!(UnixStream::connect(&self.path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+        matches!(self.connect(), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     pub fn status(&self) -> Result<Status, ClientError> {
@@ -111,9 +113,17 @@ impl NodeSocket {
         each_body(&mut stream, &mut |body| out.write_all(body).map_err(ClientError::Output))
     }
 
+    /// Never waits: a node that stands still accepts nobody, and its queue gets full of those who asked before.
+    fn connect(&self) -> io::Result<UnixStream> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(&self.path)?)?;
+        socket.set_nonblocking(false)?;
+        Ok(OwnedFd::from(socket).into())
+    }
+
     fn ask(&self, request: &Request) -> Result<UnixStream, ClientError> {
-        let connected = UnixStream::connect(&self.path);
-        let mut stream = connected.map_err(|reason| ClientError::NoNode { path: self.path.clone(), reason })?;
+        let mut stream = self.connect().map_err(|reason| ClientError::NoNode { path: self.path.clone(), reason })?;
         // A node that is busy says so without reading the request; its answer is there to be read all the same.
         match stream.write_all(&request.encode()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ClientError::Socket(error)),

@@ -75,6 +75,8 @@ impl Server {
         // 0700 also for the parents it makes: none of them is anybody else's business.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|reason| BindError::Directory { path: dir.to_owned(), reason })?;
+        // A host whose nodes are killed again and again, and that nobody asks for their status, gathers no sockets either.
+        let _ = super::client::nodes_in(dir);
         let pid = std::process::id();
         let shown = shown_name(tree);
         let path = (0..SAME_NAME)

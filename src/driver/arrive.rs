@@ -5,13 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::Unavailable;
-use super::core::Core;
+use super::core::{Core, Errand};
 use crate::catalogue::Page;
 use crate::chunk::{Run, segment_len};
+use crate::net::mail::Heard;
 use crate::swarm::{Input, LinkId};
 use crate::wire::datagram::{Datagram, Welcome};
 use crate::wire::frame::Frame;
@@ -85,10 +87,14 @@ impl Core {
             return self.on_wrong_header(link);
         };
         let id = header.segment();
+        self.compare_headers(link, &header);
         // Late ones are no fault: their chunk was dropped, or another neighbour was faster.
         let Some(size) = self.node.expects_header(id) else { return };
         if header.len() != segment_len(size, id.index) {
             return self.on_wrong_header(link);
+        }
+        if self.node.compares(id) {
+            return self.learn_header(header);
         }
         let zero = header.zero();
         // A chunk that was dropped and begun anew in this batch must be out of the cache before.
@@ -103,6 +109,25 @@ impl Core {
             if self.node.has_link(link) {
                 self.check_block(link, transfer, run, index, bytes);
             }
+        }
+    }
+
+    /// A replica hears what was signed before it read its own copy.
+    fn learn_header(&mut self, header: SegmentHeader) {
+        let Some(tree) = self.tree.as_ref() else { return };
+        let segment = header.segment();
+        tree.learn(&header);
+        self.handle(Input::HeaderKnown { segment });
+    }
+
+    /// Two origins with one key and other bytes under one name: the first header is kept.
+    fn compare_headers(&mut self, link: LinkId, header: &SegmentHeader) {
+        let Some(held) = self.shared.cache.segment(header.segment()) else { return };
+        if held.header() != header {
+            self.statistics.contradictions += 1;
+            tracing::warn!(peer = %self.peer(link), segment = ?header.segment(),
+                "two headers for one segment are signed with the tree's key; the first one is kept. Do two origins serve \
+                 different bytes under one name, size and time?");
         }
     }
 
@@ -149,29 +174,111 @@ impl Core {
     // ---- by datagram
 
     pub fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        match Datagram::parse(bytes) {
-            Ok(Datagram::Join(join)) => self.handle(Input::Join { from, join }),
-            Ok(Datagram::Peers(welcome)) => self.on_welcome(from, welcome),
-            Err(error) => {
+        match self.mail.hear(from, bytes) {
+            Heard::Own { datagram: Datagram::Join(join), .. } => self.handle(Input::Join { from, join }),
+            Heard::Own { datagram: Datagram::Peers(welcome), answers } => self.on_welcome(from, welcome, answers),
+            Heard::Foreign { sealed, tell } => self.on_foreign(from, sealed, tell),
+            // Who looks for a tree is told; a node has one.
+            Heard::Own { datagram: Datagram::Refusal { .. }, .. } | Heard::Refused { .. } => {}
+            Heard::Again => self.statistics.repeated += 1,
+            Heard::Malformed(error) => {
                 self.statistics.malformed += 1;
                 tracing::trace!(%from, %error, "datagram dropped");
             }
         }
     }
 
-    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>) {
+    /// A datagram of another swarm: with another secret than this one's, or, unless `sealed`, with none.
+    fn on_foreign(&mut self, from: SocketAddr, sealed: bool, tell: Option<SocketAddr>) {
+        self.statistics.foreign += 1;
+        if !std::mem::replace(&mut self.statistics.told[usize::from(!sealed)], true) {
+            let who = match (sealed, self.net.secret.is_some()) {
+                (false, _) => "without a secret",
+                (true, true) => "with another secret",
+                (true, false) => "with a secret, which this one would need with --secret-file to join them",
+            };
+            tracing::info!(%from, "a node {who} is on this network; such ones are ignored");
+        }
+        if let Some(to) = tell
+            && let Some(refusal) = self.mail.refusal(Instant::now())
+        {
+            self.errands.push(Errand::Datagram(to, refusal));
+        }
+    }
+
+    fn on_welcome(&mut self, from: SocketAddr, welcome: Box<Welcome>, answers: bool) {
         let head = self.head();
         if welcome.node == self.me || welcome.head.name != head.name {
             return;
         }
-        if welcome.head.key != head.key {
-            tracing::warn!(%from, key = welcome.head.key.fingerprint(), "another origin offers this tree with another key; ignored");
+        if !answers {
+            // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
+            if welcome.head.key == head.key && (self.tree.is_none() || self.replica) {
+                self.hear_head(&welcome.head);
+            }
             return;
         }
-        if welcome.head.sequence > head.sequence && self.tree.is_none() {
-            self.adopt(welcome.head.clone());
+        if welcome.head.key != head.key {
+            return self.on_rival(from, &welcome);
         }
+        if self.tree.is_some() && !self.replica {
+            return self.on_twin(from, &welcome);
+        }
+        self.hear_head(&welcome.head);
         self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// The tree's origin signed this head; a newer one counts, unless one state of the tree was asked for.
+    fn hear_head(&mut self, head: &TreeHead) {
+        if head.sequence <= self.head().sequence {
+            return;
+        }
+        match self.net.head.filter(|pinned| *pinned != head.root) {
+            None => self.adopt(head.clone()),
+            Some(pinned) if head.sequence > self.passed_over => {
+                self.passed_over = head.sequence;
+                tracing::info!(now = %head.root, %pinned, "the tree changed; the state that was asked for stays");
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Somebody offers this tree with another key than the one that counts here.
+    fn on_rival(&mut self, from: SocketAddr, welcome: &Welcome) {
+        let theirs = welcome.head.key;
+        self.rivals.note(from.ip(), theirs, Instant::now());
+        if !self.rivals.is_due(theirs, Instant::now()) {
+            return;
+        }
+        let (tree, key) = (&welcome.head.name, theirs.fingerprint());
+        if self.tree.is_some() {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody else offers this tree with another key: readers that remember none see both");
+        } else {
+            tracing::warn!(host = %from.ip(), %tree, key,
+                "somebody offers this tree with another key; ignored. If that is right, unmount, say `swarmfs key --forget \
+                 {tree}`, and mount again");
+        }
+    }
+
+    /// Somebody has this origin's tree and key. Who only passes on its heads is a reader or a replica.
+    fn on_twin(&mut self, from: SocketAddr, welcome: &Welcome) {
+        let newer = welcome.head.sequence > self.head().sequence;
+        if newer && welcome.origin && self.rivals.is_due(welcome.head.key, Instant::now()) {
+            tracing::warn!(host = %from.ip(),
+                "another host signs heads of this tree with the same key: one of the two must be `serve --replica`");
+        }
+    }
+
+    /// An origin's directory was listed and is another than before. A replica's head is not its own to make.
+    pub fn listed_anew(&mut self) {
+        let Some(own) = self.tree.as_ref().map(|tree| tree.head()) else { return };
+        if self.replica {
+            self.node.set_complete(own.root == self.head().root);
+        } else if own.sequence > self.head().sequence {
+            self.errands.push(Errand::Announce(own.sequence));
+            self.adopt(own);
+        }
     }
 
     /// From now on the tree is what this head says.
@@ -179,6 +286,9 @@ impl Core {
         let (sequence, root) = (head.sequence, head.root);
         tracing::info!(sequence, "the tree changed");
         *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
+        if let Some(tree) = self.tree.clone().filter(|_| self.replica) {
+            self.node.set_complete(tree.head().root == root);
+        }
         self.handle(Input::Head { sequence });
         if self.prefetch && self.shared.page(&root).is_none() {
             self.handle(Input::WantPage { hash: root });

@@ -14,11 +14,14 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
+use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Ticket, Unavailable, page_bytes};
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
+use crate::net::channel::{Room, Suites};
+use crate::net::mail::Mail;
 use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
@@ -33,6 +36,7 @@ const ROW_BYTES: u64 = 150;
 
 pub enum Role {
     Origin { tree: Arc<Tree> },
+    Replica { tree: Arc<Tree>, answers: Vec<(SocketAddr, Welcome)> },
     Reader { answers: Vec<(SocketAddr, Welcome)> },
 }
 
@@ -41,13 +45,24 @@ pub struct Core {
     pub shared: Arc<Shared>,
     pub links: HashMap<LinkId, LinkIo>,
     pub statistics: Statistics,
+    pub rivals: Rivals,
+    /// Since when no origin is heard.
+    origin_away: Option<Instant>,
+    /// Of the newest head that was not adopted, since another one is pinned.
+    pub passed_over: u64,
     pub upload: Upload,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
+    /// What encrypted links use in turn.
+    pub room: Room,
+    pub suites: Suites,
+    pub mail: Mail,
     pub waiting: Waiting,
     /// Parked reads that the node was not told of yet.
     undemanded: VecDeque<Ticket>,
     pub tree: Option<Arc<Tree>>,
+    /// The tree is a copy: its heads are another origin's.
+    pub replica: bool,
     pub net: NetSettings,
     pub me: NodeId,
     port: u16,
@@ -82,6 +97,15 @@ pub struct Statistics {
     pub malformed: u64,
     pub malformed_frames: u64,
     pub unexpected: u64,
+    /// Datagrams of nodes with another secret, or with none where this one has one.
+    pub foreign: u64,
+    /// Sealed datagrams that came again.
+    pub repeated: u64,
+    /// Connections by others than the swarm's nodes.
+    pub strangers: u64,
+    /// Whether the log was told of nodes with another secret, of nodes without one, of strangers' connections.
+    pub told: [bool; 3],
+    pub contradictions: u64,
 }
 
 pub type Handle = Rc<RefCell<Core>>;
@@ -103,8 +127,10 @@ impl Core {
     pub fn new(parts: Parts) -> Core {
         let Parts { shared, net, budget, role, port, me, seed } = parts;
         let head = shared.head.read().expect("no holder of this lock panics").clone();
+        let replica = matches!(role, Role::Replica { .. });
         let (tree, answers) = match role {
             Role::Origin { tree } => (Some(tree), Vec::new()),
+            Role::Replica { tree, answers } => (Some(tree), answers),
             Role::Reader { answers } => (None, answers),
         };
         let hello = Hello {
@@ -120,6 +146,10 @@ impl Core {
         let began = Instant::now();
         let prefetch = tree.is_none() && head.totals.rows.saturating_mul(ROW_BYTES) < policy.page_budget;
         let mut node = Node::new(policy, hello, seed, Time(0));
+        if replica {
+            node.become_replica();
+            node.set_complete(tree.as_ref().is_some_and(|tree| tree.head().root == head.root));
+        }
         for (from, welcome) in answers {
             node.handle(Input::Welcome { from, welcome: Box::new(welcome) }, Time(0));
         }
@@ -131,11 +161,18 @@ impl Core {
             shared,
             links: HashMap::new(),
             statistics: Statistics::default(),
+            rivals: Rivals::default(),
+            origin_away: None,
+            passed_over: 0,
             upload: Upload::new(net.upload, began),
             scratch: vec![0; 256 * 1024],
+            room: Room::default(),
+            suites: if net.without_aes { Suites::without_aes() } else { Suites::of_this_machine() },
+            mail: Mail::new(net.secret.as_ref(), began),
             waiting: Waiting::default(),
             undemanded: VecDeque::new(),
             tree,
+            replica,
             net,
             me,
             port,
@@ -196,23 +233,18 @@ impl Core {
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
-                let head = self.head();
-                let join_text = Join {
-                    node: self.me,
-                    port: self.port,
-                    sequence: head.sequence,
-                    position: 0,
-                    tree: Some(head.name.clone()),
-                };
-                let bytes = Datagram::Join(join_text).encode();
+                let Some(bytes) = self.question() else { return };
                 match join {
                     JoinAim::Broadcast => self.errands.push(Errand::Broadcast(bytes)),
                     JoinAim::Unicast(addr) => self.errands.push(Errand::Datagram(addr, bytes)),
                 }
             }
             Output::Welcome { to, peers } => {
-                let bytes = self.welcome(peers);
-                self.errands.push(Errand::Datagram(to, bytes));
+                let welcome = self.welcome(peers);
+                match self.mail.answer(to, &welcome) {
+                    Ok(bytes) => self.errands.push(Errand::Datagram(to, bytes)),
+                    Err(error) => tracing::error!(%error, "no random bytes for an answer"),
+                }
             }
             Output::Receive { link, transfer, run, size } => {
                 if let Some(io) = self.links.get_mut(&link) {
@@ -245,15 +277,33 @@ impl Core {
                     GoneReason::Unreadable => Unavailable::Unreadable,
                 };
                 self.waiting.fail_object(object, why);
+                // At once: a caller that asks again makes a demand of the same run, which must stay.
+                self.undemand();
             }
         }
     }
 
-    /// The datagram that says who this node is, which head it has, and who else there is.
-    pub fn welcome(&self, peers: Vec<Peer>) -> Vec<u8> {
+    /// Who has this tree?
+    pub fn question(&mut self) -> Option<Vec<u8>> {
+        let head = self.head();
+        let tree = Some(head.name.clone());
+        let join = Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree };
+        let question = self.mail.question(&Datagram::Join(join), 0);
+        question.inspect_err(|error| tracing::error!(%error, "no random bytes for a question")).ok()
+    }
+
+    /// There is another head. Nobody asked.
+    pub fn news(&mut self) -> Option<Vec<u8>> {
+        let welcome = self.welcome(Vec::new());
+        let news = self.mail.news(&welcome);
+        news.inspect_err(|error| tracing::error!(%error, "no random bytes for a new head")).ok()
+    }
+
+    /// Who this node is, which head it has, and who else there is.
+    fn welcome(&self, peers: Vec<Peer>) -> Datagram {
         let head = (*self.head()).clone();
-        let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-        Datagram::Peers(Box::new(welcome)).encode()
+        let origin = self.tree.is_some();
+        Datagram::Peers(Box::new(Welcome { node: self.me, port: self.port, origin, head, peers }))
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -338,6 +388,7 @@ impl Core {
                 self.waiting.park_page(ticket, hash, deadline, done);
                 match self.tree.as_ref().map(|tree| tree.page(&hash)) {
                     None => self.handle(Input::WantPage { hash }),
+                    Some(None) if self.replica => self.handle(Input::WantPage { hash }),
                     Some(bytes) => match bytes.and_then(|bytes| Page::parse(bytes).ok()) {
                         Some(page) => self.keep_page(hash, Arc::new(page)),
                         None => self.waiting.cancel(ticket),
@@ -362,7 +413,7 @@ impl Core {
                 self.handle(Input::Window { reader, window });
             }
             Command::CloseReader(reader) => self.handle(Input::CloseReader { reader }),
-            Command::TreeChanged => self.take_on_tree(),
+            Command::TreeChanged => self.listed_anew(),
             Command::Stop => {}
         }
     }
@@ -379,25 +430,18 @@ impl Core {
         }
     }
 
-    /// Takes back the demands of reads that were given up.
+    /// Takes back the demands of reads that were given up, and of no others: demands are known by their run alone.
     pub fn undemand(&mut self) {
-        for read in self.waiting.take_given_up() {
-            if let Some(run) = run_of(read.range) {
+        for (ticket, read) in self.waiting.take_given_up() {
+            if let Some(index) = self.undemanded.iter().position(|other| *other == ticket) {
+                self.undemanded.remove(index);
+            } else if let Some(run) = run_of(read.range) {
                 self.handle(Input::Undemand { run });
             }
         }
     }
 
     // ---- an origin's disk
-
-    /// The tree on this origin's disk has another head.
-    fn take_on_tree(&mut self) {
-        let Some(head) = self.tree.as_ref().map(|tree| tree.head()) else { return };
-        if head.sequence > self.head().sequence {
-            self.errands.push(Errand::Announce(head.sequence));
-            self.adopt(head);
-        }
-    }
 
     pub fn prepared(&mut self, segment: SegmentId, result: Result<(SegmentHeader, Vec<u8>), SegmentError>) {
         match result {
@@ -434,11 +478,17 @@ impl Core {
             origin,
             position: (!origin).then_some(position),
         });
+        let now = Instant::now();
+        let away = self.tree.is_none() && !self.node.hears_origin();
+        self.origin_away = away.then(|| self.origin_away.unwrap_or(now));
         let counters = self.node.counters();
         let (pages, page_bytes) = self.node.pages_held();
         let snapshot = Snapshot {
             port: self.port,
+            private: self.net.secret.is_some(),
             peers: neighbours.collect(),
+            origin_away: self.origin_away.map(|since| now.saturating_duration_since(since)),
+            rival: self.rivals.lately(now),
             chunks_held: self.node.chunks_held() as u64,
             cache_used: self.node.reserved_blocks() as u64 * BLOCK as u64 + page_bytes,
             cache_budget: self.budget,
@@ -454,7 +504,12 @@ impl Core {
                 ("joins", counters.joins),
                 ("malformed_datagrams", self.statistics.malformed),
                 ("malformed_frames", self.statistics.malformed_frames),
+                ("contradicting_headers", self.statistics.contradictions),
+                ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
+                ("foreign_datagrams", self.statistics.foreign),
+                ("repeated_datagrams", self.statistics.repeated),
+                ("strangers", self.statistics.strangers),
                 ("pages_held", pages as u64),
             ],
         };
@@ -466,4 +521,88 @@ impl Core {
 fn run_of(range: ReadRange) -> Option<Run> {
     let blocks = blocks_in(range.size, range.offset, range.len as u64);
     (!blocks.is_empty()).then(|| Run { object: range.object, first: blocks.start, count: blocks.end - blocks.start })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, RwLock};
+
+    use super::*;
+    use crate::driver::{ReadRange, Unavailable};
+    use crate::keys::OriginKey;
+    use crate::wire::head::PageHash;
+
+    const RANGE: ReadRange = ReadRange { object: crate::chunk::ObjectId([1; 16]), size: 1 << 20, offset: 0, len: 4096 };
+
+    /// A file was rewritten; the kernel, told so, asked once more for what its read-ahead did not get. The demand of the
+    /// second read was taken back a moment later in the name of the first, and it waited for ever.
+    #[test]
+    fn who_asks_again_for_what_is_gone_is_told_again() {
+        let mut core = reader();
+        let origin = core.node.accept(([10, 0, 0, 1], 40_000).into(), core.now()).expect("there is room");
+        let hello = Hello { node: NodeId(2), origin: true, ..hello_of(&core) };
+        core.handle(Input::Frame { link: origin, frame: Frame::Hello(hello) });
+
+        let first = read(&mut core, 1);
+        let transfer = asked(&mut core, 1_000_000).expect("the only node there is is asked");
+        core.handle(Input::Frame { link: origin, frame: Frame::Abort { transfer } });
+        core.handle(Input::Frame {
+            link: origin,
+            frame: Frame::Gone { object: RANGE.object, reason: GoneReason::Replaced },
+        });
+        core.settle();
+        assert!(matches!(*first.lock().unwrap(), Some(Err(Unavailable::Gone))));
+
+        let second = read(&mut core, 2);
+        core.housekeeping();
+        assert!(asked(&mut core, 2_000_000).is_some(), "the second read is forgotten");
+        assert!(second.lock().unwrap().is_none());
+    }
+
+    type Answer = Arc<Mutex<Option<Result<crate::driver::Slices, Unavailable>>>>;
+
+    fn read(core: &mut Core, ticket: u64) -> Answer {
+        let answer = Answer::default();
+        let done = answer.clone();
+        let done = Box::new(move |slices| *done.lock().unwrap() = Some(slices));
+        let read = super::super::Read { range: RANGE, deadline: None };
+        core.obey(Command::Read { ticket: Ticket(ticket), read, done });
+        answer
+    }
+
+    /// The transfer for which the node asks somebody, if it does by a time that is ahead of the clock.
+    fn asked(core: &mut Core, at: u64) -> Option<u32> {
+        core.node.handle(Input::Tick, Time(at));
+        core.node.settle();
+        let outputs: Vec<Output> = std::iter::from_fn(|| core.node.poll_output()).collect();
+        outputs.iter().find_map(|output| match output {
+            Output::Send { frame: Frame::Want { transfer, .. }, .. } => Some(*transfer),
+            _ => None,
+        })
+    }
+
+    fn hello_of(core: &Core) -> Hello {
+        let head = core.head();
+        Hello { node: core.me, origin: false, port: 1, sequence: head.sequence, key: head.key, tree: head.name.clone() }
+    }
+
+    fn reader() -> Core {
+        let name = "tree".parse().expect("a plain name");
+        let totals = crate::wire::head::Totals::default();
+        let head = TreeHead::sign(name, 1, PageHash::of(&[]), 0, totals, &OriginKey::from_seed(&[1; 32]));
+        let shared = Arc::new(Shared {
+            cache: crate::cache::Cache::default(),
+            head: RwLock::new(Arc::new(head)),
+            pages: RwLock::default(),
+            commands: tokio::sync::mpsc::unbounded_channel().0,
+            tickets: Default::default(),
+            readers: Default::default(),
+            snapshot: Mutex::default(),
+            thread: Mutex::new(None),
+            following: Mutex::new(None),
+        });
+        let role = Role::Reader { answers: Vec::new() };
+        let net = NetSettings::default();
+        Core::new(Parts { shared, net, budget: 64 << 20, role, port: 1, me: NodeId(1), seed: 1 })
+    }
 }

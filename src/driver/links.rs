@@ -16,8 +16,10 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::core::Handle;
+use super::greet::{self, Greeting};
 use super::tasks::settle;
 use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
+use crate::net::channel::{Channel, Opener, Sealer};
 use crate::net::sockets;
 use crate::swarm::{Input, LinkId, Transmit};
 use crate::wire::deframe::{Deframer, Piece};
@@ -161,7 +163,7 @@ impl LinkIo {
 
 /// Opens a connection that the node asked for.
 pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
-    let stream = match tokio::time::timeout(CONNECT, TcpStream::connect(addr)).await {
+    let mut stream = match tokio::time::timeout(CONNECT, TcpStream::connect(addr)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%addr, %error, "not connected");
@@ -173,9 +175,21 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
             return settle(&core);
         }
     };
+    let (secret, suites) = (core.borrow().net.secret.clone(), core.borrow().suites);
+    let channel = match secret {
+        None => None,
+        Some(secret) => match greet::call(&mut stream, &secret, suites).await {
+            Ok(channel) => Some(channel),
+            Err(error) => {
+                tracing::debug!(%addr, %error, "no link: not greeted");
+                core.borrow_mut().handle(Input::Closed { link });
+                return settle(&core);
+            }
+        },
+    };
     // The node may have given it up just before.
     if core.borrow().node.has_link(link) {
-        attach(&core, link, stream, addr);
+        attach(&core, link, stream, addr, channel);
         core.borrow_mut().handle(Input::Connected { link });
         settle(&core);
     }
@@ -183,16 +197,14 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
 
 /// Takes connections as long as the loop runs.
 pub async fn accept(core: Handle, listener: TcpListener) {
+    let secret = core.borrow().net.secret.clone();
+    let mut greeting = Greeting::default();
     loop {
         match listener.accept().await {
-            Ok((stream, addr)) => {
-                let now = core.borrow().now();
-                let link = core.borrow_mut().node.accept(addr, now);
-                if let Some(link) = link {
-                    attach(&core, link, stream, addr);
-                    settle(&core);
-                }
-            }
+            Ok((stream, addr)) => match &secret {
+                Some(secret) => greeting.begin(&core, secret.clone(), stream, addr, admit),
+                None => admit(&core, stream, addr, None),
+            },
             Err(error) => {
                 // Out of descriptors, most likely: they come back when links end.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -202,13 +214,25 @@ pub async fn accept(core: Handle, listener: TcpListener) {
     }
 }
 
-fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr) {
+/// Makes a link of a connection that came in, if the node wants one.
+fn admit(core: &Handle, stream: TcpStream, addr: SocketAddr, channel: Option<Channel>) {
+    let now = core.borrow().now();
+    let link = core.borrow_mut().node.accept(addr, now);
+    if let Some(link) = link {
+        attach(core, link, stream, addr, channel);
+        settle(core);
+    }
+}
+
+fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr, channel: Option<Channel>) {
     if let Err(error) = sockets::tune(&stream) {
         tracing::debug!(%addr, %error, "connection not tuned");
     }
     let (read, write) = stream.into_split();
+    let (opener, sealer) = channel.map(|channel| (channel.opener, channel.sealer)).unzip();
+    let write = Writing { stream: write, sealer };
     let wake = Rc::new(Notify::new());
-    let reader = tokio::task::spawn_local(read_loop(core.clone(), link, read)).abort_handle();
+    let reader = tokio::task::spawn_local(read_loop(core.clone(), link, read, opener)).abort_handle();
     let writer = tokio::task::spawn_local(write_loop(core.clone(), link, write, wake.clone())).abort_handle();
     let io = LinkIo {
         addr,
@@ -222,7 +246,7 @@ fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr) {
     core.borrow_mut().links.insert(link, io);
 }
 
-async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
+async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener: Option<Opener>) {
     let mut deframer = Deframer::default();
     loop {
         if stream.readable().await.is_err() {
@@ -235,10 +259,18 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
             let ended = match stream.try_read(&mut scratch) {
                 Ok(0) => true,
                 Ok(len) => {
-                    let taken = deframer.feed(&scratch[..len], |piece| match piece {
-                        Piece::Frame(frame) => core.on_frame(link, frame),
-                        Piece::Data(data, bytes) => core.on_data(link, data, bytes),
-                    });
+                    let mut room = std::mem::take(&mut core.room);
+                    let mut deframe = |bytes: &[u8]| {
+                        deframer.feed(bytes, |piece| match piece {
+                            Piece::Frame(frame) => core.on_frame(link, frame),
+                            Piece::Data(data, bytes) => core.on_data(link, data, bytes),
+                        })
+                    };
+                    let taken = match &mut opener {
+                        Some(opener) => opener.feed(&mut room, &scratch[..len], deframe),
+                        None => deframe(&scratch[..len]),
+                    };
+                    core.room = room;
                     if let Err(error) = taken {
                         core.on_malformed(link, error);
                     }
@@ -259,19 +291,19 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf) {
     settle(&core);
 }
 
-async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake: Rc<Notify>) {
+async fn write_loop(core: Handle, link: LinkId, mut writing: Writing, wake: Rc<Notify>) {
     let mut unsent = 0;
     loop {
         let limit = core.borrow().node.unsent();
         if limit != unsent {
             unsent = limit;
-            if let Err(error) = sockets::limit_unsent(stream.as_ref(), limit) {
+            if let Err(error) = sockets::limit_unsent(writing.stream.as_ref(), limit) {
                 tracing::debug!(?link, %error, "unsent bytes not limited");
             }
         }
         match next_write(&core, link) {
             Write::Control(bytes) => {
-                if let Err(stop) = write_all(&mut stream, &bytes, &[]).await {
+                if let Err(stop) = writing.send(&core, &bytes, &[]).await {
                     stop.tell(&core, link);
                     break;
                 }
@@ -288,7 +320,7 @@ async fn write_loop(core: Handle, link: LinkId, mut stream: OwnedWriteHalf, wake
                     tracing::error!(?transmit, "the node sends what the cache does not hold; link closed");
                     break;
                 };
-                if let Err(stop) = write_all(&mut stream, &header, &slice).await {
+                if let Err(stop) = writing.send(&core, &header, &slice).await {
                     stop.tell(&core, link);
                     break;
                 }
@@ -322,6 +354,28 @@ impl Stop {
         if let Stop::Unread = self {
             core.borrow_mut().on_unread(link);
         }
+    }
+}
+
+/// What a link's bytes are written to.
+struct Writing {
+    stream: OwnedWriteHalf,
+    sealer: Option<Sealer>,
+}
+
+impl Writing {
+    /// Writes both parts, encrypted if the link is.
+    async fn send(&mut self, core: &Handle, mut first: &[u8], mut second: &[u8]) -> Result<(), Stop> {
+        let Some(sealer) = &mut self.sealer else { return write_all(&mut self.stream, first, second).await };
+        let mut message = core.borrow_mut().room.take();
+        while !(first.is_empty() && second.is_empty()) {
+            message.clear();
+            let sealed = sealer.seal(&mut core.borrow_mut().room, &mut first, &mut second, &mut message);
+            sealed.map_err(|_| Stop::Failed)?;
+            write_all(&mut self.stream, &message, &[]).await?;
+        }
+        core.borrow_mut().room.give_back(message);
+        Ok(())
     }
 }
 

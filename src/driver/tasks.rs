@@ -21,6 +21,8 @@ use crate::wire::datagram::MAX_DATAGRAM;
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// How often an origin closes files that nobody asks for any more.
 const TIDY: Duration = Duration::from_secs(60);
+/// How often an origin asks who else offers its tree.
+const RIVALS: Duration = Duration::from_secs(30);
 /// When a changed head is broadcast: links tell of it, too, but not whoever is about to find its link dead.
 const ANNOUNCED: [Duration; 5] = [
     Duration::ZERO,
@@ -92,13 +94,15 @@ async fn announce(core: Handle, sequence: u64) {
     for at in ANNOUNCED {
         tokio::time::sleep_until(begin + at).await;
         let bytes = {
-            let core = core.borrow();
+            let mut core = core.borrow_mut();
             if core.head().sequence != sequence {
                 return;
             }
-            core.welcome(Vec::new())
+            core.news()
         };
-        Box::pin(run_errand(core.clone(), Errand::Broadcast(bytes))).await;
+        if let Some(bytes) = bytes {
+            Box::pin(run_errand(core.clone(), Errand::Broadcast(bytes))).await;
+        }
     }
 }
 
@@ -187,10 +191,17 @@ async fn keep_house(core: Handle) {
     let mut timer = tokio::time::interval(HOUSEKEEPING);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tidied = Instant::now();
+    let mut asked: Option<Instant> = None;
     loop {
         timer.tick().await;
         core.borrow_mut().housekeeping();
         let tree = core.borrow().tree.clone();
+        if tree.is_some() && asked.is_none_or(|asked| asked.elapsed() > RIVALS) {
+            asked = Some(Instant::now());
+            if let Some(question) = core.borrow_mut().question() {
+                tokio::task::spawn_local(run_errand(core.clone(), Errand::Broadcast(question)));
+            }
+        }
         if let Some(tree) = tree
             && tidied.elapsed() > TIDY
         {

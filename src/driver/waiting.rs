@@ -18,7 +18,7 @@ pub struct Waiting {
     pages: HashMap<PageHash, Vec<PageWait>>,
     by_ticket: HashMap<Ticket, PageHash>,
     /// Reads that were answered without their bytes since somebody looked.
-    given_up: Vec<Read>,
+    given_up: Vec<(Ticket, Read)>,
 }
 
 struct PageWait {
@@ -46,7 +46,7 @@ impl Waiting {
     }
 
     /// Reads that were answered without their bytes since this was last called.
-    pub fn take_given_up(&mut self) -> Vec<Read> {
+    pub fn take_given_up(&mut self) -> Vec<(Ticket, Read)> {
         std::mem::take(&mut self.given_up)
     }
 
@@ -81,7 +81,7 @@ impl Waiting {
     pub fn cancel(&mut self, ticket: Ticket) {
         let parked = self.parked(ticket);
         if let Some(done) = self.take_read(ticket) {
-            self.given_up.extend(parked);
+            self.given_up.extend(parked.map(|read| (ticket, read)));
             done(Err(Unavailable::Stopped));
         }
         if let Some(hash) = self.by_ticket.get(&ticket).copied() {
@@ -111,7 +111,7 @@ impl Waiting {
         for (ticket, why) in failed {
             let parked = self.parked(ticket);
             if let Some(done) = self.take_read(ticket) {
-                self.given_up.extend(parked);
+                self.given_up.extend(parked.map(|read| (ticket, read)));
                 done(Err(why));
             }
         }

@@ -27,10 +27,10 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::state::{StateError, flush_dir, unusable};
 use crate::catalogue::Time;
 use crate::chunk::{ObjectId, SegmentId};
 use crate::keys::PublicKey;
+use crate::state::{StateError, flush_dir, unusable};
 use crate::wire::codec::{Malformed, Reader, Writer};
 use crate::wire::header::{MAX_HEADER, SegmentHeader};
 

@@ -419,8 +419,8 @@ fn what_cannot_be_read_does_not_keep_the_rest_from_being_served() {
     let state = StateDir::at(served.state.path()).unwrap();
     let key = state.key().unwrap();
     // Whatever root must make is made.
-    drop(state.tree(&"images".parse().unwrap()).unwrap());
-    fs::write(state.tree(&"images".parse().unwrap()).unwrap().headers_path(), b"").unwrap();
+    drop(TreeState::open(&state, &"images".parse().unwrap()).unwrap());
+    fs::write(TreeState::open(&state, &"images".parse().unwrap()).unwrap().headers_path(), b"").unwrap();
     for path in ["trees", "trees/images", "trees/images/lock", "trees/images/headers", "."] {
         fs::set_permissions(served.state.path().join(path), fs::Permissions::from_mode(0o777)).unwrap();
     }
@@ -483,7 +483,7 @@ fn a_sequence_ahead_of_the_clock_still_grows() {
     let served = Served::new();
     let state = StateDir::at(served.state.path()).unwrap();
     let far = u64::MAX - 10;
-    state.tree(&"images".parse().unwrap()).unwrap().save_head(far, &PageHash([0; 32])).unwrap();
+    TreeState::open(&state, &"images".parse().unwrap()).unwrap().save_head(far, &PageHash([0; 32])).unwrap();
     assert_eq!(served.open().head().sequence, far + 1);
 }
 

@@ -8,8 +8,8 @@ use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::{RunError, live, ram_bytes, runtime_dir};
-use crate::cli::{FileSettings, NodeArgs};
+use super::{RunError, find, live, ram_bytes, runtime_dir, secret};
+use crate::cli::{FileSettings, NodeArgs, PinArgs};
 use crate::control::client::{ClientError, NodeSocket, nodes_in};
 use crate::control::server::failure_in;
 use crate::control::{Entry, Node, Status};
@@ -32,14 +32,17 @@ pub enum Access {
 impl Access {
     /// Finds a node of this host that has the tree, or starts one. What says where to look on the network (interface,
     /// port, broadcast, peer) says that this host's nodes are not meant.
-    pub fn to(tree: Option<&TreeName>, args: NodeArgs, file: &FileSettings) -> Result<Access, RunError> {
+    pub fn to(tree: Option<&TreeName>, pin: PinArgs, args: NodeArgs, file: &FileSettings) -> Result<Access, RunError> {
         let anywhere = args.says_nowhere();
-        let (net, cache) = args.with(file).settings(ram_bytes());
+        let (mut net, cache) = args.with(file).settings(ram_bytes());
+        net.head = pin.head;
         if anywhere && let Some(socket) = node_of_this_host(tree, &net)? {
             return Ok(Access::Through(socket));
         }
+        // Not before it is needed: whoever may ask this host's nodes need not be able to read it.
+        secret::read(&mut net)?;
         let runtime = live::runtime()?;
-        let found = live::find(&net, tree, RETRY_BY_HAND)?;
+        let found = find::find(&net, tree, RETRY_BY_HAND)?;
         let node = live::join(found, &net, &cache)?;
         runtime.block_on(node.reached(&net))?;
         let node = Arc::new(node);
@@ -107,6 +110,9 @@ fn choose(
         // One that still looks for its tree cannot answer for it.
         status.waits.is_none()
             && tree.is_none_or(|tree| tree.as_str() == status.tree)
+            // A tree that anybody could have made up is not what was asked for.
+            && (status.private || net.secret_file.is_none())
+            && net.head.is_none_or(|head| head.to_string() == status.head)
             && key.as_ref().is_none_or(|key| *key == status.key)
     };
     let mut nodes = nodes.into_iter().filter(|(_, status)| fits(status));
@@ -170,6 +176,15 @@ mod tests {
         let (socket, status) = node("d", "late", 1);
         let late = (socket, Status { waits: Some("nobody answers".to_owned()), ..status });
         assert_eq!(chosen(&[late], Some("late"), None), Ok(None), "it cannot answer for its tree yet");
+    }
+
+    #[test]
+    fn with_a_secret_a_node_that_has_none_is_not_meant() {
+        let (socket, status) = node("a", "images", 1);
+        let private = Status { private: true, ..status.clone() };
+        let net = NetSettings { secret_file: Some("/etc/secret".into()), ..NetSettings::default() };
+        let has = |status| choose(vec![(socket.clone(), status)], None, &net).unwrap().is_some();
+        assert_eq!((has(status), has(private)), (false, true));
     }
 
     #[test]

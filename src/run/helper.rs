@@ -9,7 +9,7 @@ use clap::Parser;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::log::{self, Talk};
-use super::{RunError, config, is_root, mount, ram_bytes, say, usage};
+use super::{RunError, config, is_root, mount, ram_bytes, say, secret, usage};
 use crate::cli::HelperArgs;
 use crate::driver::DiscoverError;
 use crate::fuse::{Death, MountError, Outcome};
@@ -46,10 +46,12 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
 fn run(args: HelperArgs) -> Result<u8, RunError> {
     let file = config::read(None)?;
     let (fake, namespace) = (args.fake, args.namespace.clone());
-    let request = args.settings(&file, ram_bytes(), is_root())?;
+    let mut request = args.settings(&file, ram_bytes(), is_root())?;
     if fake {
         return Ok(status::DONE);
     }
+    // Its path is one of whoever calls, as all others are.
+    secret::read(&mut request.net)?;
     if let Some(namespace) = namespace {
         enter(&namespace).map_err(|reason| RunError::Namespace { path: namespace, reason })?;
     }
@@ -79,6 +81,7 @@ fn status_of(error: &RunError) -> u8 {
         RunError::Option(_)
         | RunError::Config { .. }
         | RunError::Unreadable { .. }
+        | RunError::Secret(_)
         | RunError::Discover { error: DiscoverError::SeveralTrees(_), .. }
         | RunError::Mount(MountError::NotPermitted(_) | MountError::DeviceClosed | MountError::NoHelper) => {
             status::USAGE

@@ -12,8 +12,8 @@ use crate::control::Entry;
 use crate::wire::head::TreeName;
 
 pub fn ls(args: LsArgs, file: &FileSettings) -> Result<(), RunError> {
-    let LsArgs { long, path: spec, node } = args;
-    let access = Access::to(spec.tree.as_ref(), node, file)?;
+    let LsArgs { long, path: spec, pin, node } = args;
+    let access = Access::to(spec.tree.as_ref(), pin, node, file)?;
     let terminal = io::stdout().is_terminal();
     let mut out = BufWriter::new(io::stdout().lock());
     let listed = access.list(&spec.path, &mut |entry: Entry| out.write_all(&show::entry(&entry, long, terminal)));
@@ -31,7 +31,7 @@ pub fn cat(args: CatArgs, file: &FileSettings) -> Result<(), RunError> {
     let mut failed = false;
     for spec in args.paths {
         if !ways.contains_key(&spec.tree) {
-            ways.insert(spec.tree.clone(), Access::to(spec.tree.as_ref(), args.node.clone(), file)?);
+            ways.insert(spec.tree.clone(), Access::to(spec.tree.as_ref(), args.pin.clone(), args.node.clone(), file)?);
         }
         let written = ways[&spec.tree].cat(&spec.path, &mut out).map_err(|error| RunError::of_path(&spec.text, error));
         match written {

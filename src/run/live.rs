@@ -1,39 +1,31 @@
-//! A running node as the commands hold it: how it is found and started, what it says of itself, what ends it.
+//! A running node as the commands hold it: how it is started, what it says of itself, what ends it.
 //!
-//! The one file of the command line that names the event loop and the reading of files through it.
+//! With `find` the one that names the event loop and the reading of files through it.
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::io;
-use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{RunError, runtime_dir};
+use super::{RunError, find, runtime_dir};
 use crate::catalogue::{self, Kind, Row};
 use crate::chunk::{BLOCKS_PER_CHUNK, ObjectId};
 use crate::control::server::{Limits, Server};
 use crate::control::{Answer, Bytes, Entry, Failure, Node, Peer, Role, Status};
-use crate::driver::{self, Client, DiscoverError, Found, Offer, ReadRange};
-use crate::net::discover::Tried;
+use crate::driver::{self, Client, DiscoverError, Found, ReadRange};
 use crate::origin::{OriginError, StateDir, Tree};
-use crate::settings::{CacheSettings, NetSettings};
+use crate::settings::{CacheSettings, NetSettings, RETRY_AT_BOOT, RETRY_BY_HAND};
 use crate::stream::{Embedded, StreamError};
 use crate::wire::head::TreeName;
 
-/// How long one round of questions takes where nobody answers: several times what an origin takes to answer three lost
-/// datagrams.
-const ROUND: Duration = Duration::from_secs(5);
-/// Between rounds that end at once because there is no network to ask yet.
-const PAUSE: Duration = Duration::from_millis(500);
 /// How long the root of a tree that was found may take to arrive, also where reads will wait for ever: somebody has just
 /// answered for the tree, so a node that gets nothing is not waiting for an origin's return.
 pub const FIRST_PAGE: Duration = Duration::from_secs(30);
@@ -58,53 +50,6 @@ pub fn runtime() -> Result<Runtime, RunError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Start)
 }
 
-/// Asks the network for the tree, or for the one tree that there is. While nobody answers it goes on asking for as long as
-/// `patience` says; an origin's answer is final, whatever it says.
-pub fn find(net: &NetSettings, tree: Option<&TreeName>, patience: Duration) -> Result<Found, RunError> {
-    let begin = Instant::now();
-    let mut told = false;
-    let found = loop {
-        let left = patience.saturating_sub(begin.elapsed());
-        match driver::discover(net, tree, left.min(ROUND)) {
-            Ok(found) => break found,
-            Err(error) if is_final(&error) || begin.elapsed() + PAUSE >= patience => {
-                let (net, tree) = (Box::new(net.clone()), tree.cloned());
-                return Err(RunError::Discover { error, net, tree, waited: patience });
-            }
-            Err(error) => {
-                if !told {
-                    told = true;
-                    let text = explain(&error, net, tree, begin.elapsed());
-                    warn!("{text}; trying on for {} s", patience.as_secs());
-                }
-                if matches!(error, DiscoverError::Network(_)) {
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        }
-    };
-    let head = &found.head;
-    match net.key {
-        Some(_) => info!(tree = %head.name, key = head.key.fingerprint(), "found the tree, signed with the key given"),
-        None => info!(
-            tree = %head.name, key = head.key.fingerprint(),
-            "found the tree; its key is trusted as the first one seen, pin it with --key {}", head.key
-        ),
-    }
-    Ok(found)
-}
-
-/// Whether asking again is no use: an origin has spoken.
-fn is_final(error: &DiscoverError) -> bool {
-    match error {
-        // The network may be late, or its interface.
-        DiscoverError::NoOrigin(_) | DiscoverError::Network(_) => false,
-        // Nodes that mounted another tree speak for that one only; the origin of this one may be booting.
-        DiscoverError::TreeMissing { trees } => trees.iter().any(|offer| offer.origin),
-        _ => true,
-    }
-}
-
 /// A node that reads.
 pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
     let client = driver::join(found, net, cache).map_err(RunError::Start)?;
@@ -117,6 +62,31 @@ pub fn serve(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSetting
     let key = state.key().map_err(OriginError::from)?;
     let tree = Tree::open(dir, name, &state, key)?;
     let client = driver::serve(Arc::new(tree), net, cache).map_err(RunError::Start)?;
+    Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
+}
+
+/// A node with a copy of a tree on its disk that another host, with the same key, serves. It waits until it has heard of
+/// that tree.
+pub fn serve_replica(dir: &Path, name: TreeName, net: &NetSettings, cache: &CacheSettings) -> Result<Live, RunError> {
+    let state = StateDir::locate().map_err(OriginError::from)?;
+    let key = state.key().map_err(OriginError::from)?;
+    let trusted = NetSettings { key: Some(key.public()), ..net.clone() };
+    super::service::ready("looks for the origin that it is a replica of");
+    let mut patience = RETRY_BY_HAND;
+    let found = loop {
+        match find::find(&trusted, Some(&name), patience) {
+            Ok(found) => break found,
+            Err(RunError::Discover { error: DiscoverError::WrongKey(offers), .. }) => {
+                let theirs = offers.first().map_or(String::new(), |offer| offer.key.fingerprint());
+                return Err(RunError::ReplicaKey { tree: name, mine: key.public().fingerprint(), theirs });
+            }
+            // It may boot, or come back: it was the one that the readers had.
+            Err(error) => warn!("{error}; the replica waits for it"),
+        }
+        patience = RETRY_AT_BOOT;
+    };
+    let tree = Tree::open(dir, name, &state, key)?;
+    let client = driver::serve_replica(Arc::new(tree), found, net, cache).map_err(RunError::Start)?;
     Ok(Live::new(client, Role::Origin, Some(dir.to_owned())))
 }
 
@@ -226,12 +196,16 @@ impl Node for Live {
             role: self.role,
             tree: head.name.to_string(),
             sequence: head.sequence,
+            head: head.root.to_string(),
             key: head.key.to_string(),
             key_fingerprint: head.key.fingerprint(),
             port: now.port,
+            private: now.private,
             directory: self.directory.as_ref().map(text),
             mountpoint: self.mountpoint.as_ref().map(text),
             waits: None,
+            origin_away_s: now.origin_away.map(|away| away.as_secs()),
+            rival: now.rival.map(|(host, key)| format!("{host} with key {}", key.fingerprint())),
             peers: now.peers.into_iter().map(peer).collect(),
             chunks_held: now.chunks_held,
             bytes: Bytes {
@@ -319,153 +293,10 @@ fn entry_of(row: &Row) -> Entry {
     }
 }
 
-/// What a person does about a tree that was not found.
-pub fn explain(error: &DiscoverError, net: &NetSettings, tree: Option<&TreeName>, waited: Duration) -> String {
-    let wanted = tree.map_or("any tree".to_owned(), |tree| format!("the tree {:?}", tree.as_str()));
-    match error {
-        DiscoverError::NoOrigin(tried) => format!("nobody offers {wanted}: {}", silence(tried, net, waited)),
-        DiscoverError::SeveralTrees(offers) => {
-            format!("the network has several trees; name one of them:{}", lines(offers, false))
-        }
-        DiscoverError::SeveralKeys(offers) => format!(
-            "origins with different keys offer {wanted}; say with --key which one is trusted:{}",
-            lines(offers, true)
-        ),
-        DiscoverError::WrongKey(offers) => format!(
-            "{} offered with another key than the one given with --key; compare with what `swarmfs serve` printed at its \
-             origin:{}",
-            tree.map_or("the network's trees are".to_owned(), |_| format!("{wanted} is")),
-            lines(offers, true)
-        ),
-        DiscoverError::TreeMissing { trees } => {
-            format!("nobody offers {wanted}; the network has:{}", lines(trees, false))
-        }
-        DiscoverError::Network(reason) => format!("cannot use the network: {reason}"),
-    }
-}
-
-/// Whom nobody answered for, and what may be in the way.
-fn silence(tried: &Tried, net: &NetSettings, waited: Duration) -> String {
-    let (first, last) = net.ports().into_inner();
-    // What was asked because it was named is said as it was named.
-    let aim = |by: &String, to: &IpAddr| match net.peers.iter().any(|(host, _)| host == by) {
-        true if *by == to.to_string() => by.clone(),
-        true => format!("{by} ({to})"),
-        false => format!("{to} on {by}"),
-    };
-    // Not what loopback refused, where a network is missing as well.
-    let refused = tried.refused.iter().filter(|(_, to, _)| !to.is_loopback());
-    let refused: Vec<String> = refused.map(|(by, to, reason)| format!("{} ({reason})", aim(by, to))).collect();
-    let refused = refused.join(", ");
-    // Loopback is always asked: a node of this host would have answered. It is no network.
-    let only_loopback = tried.asked.iter().all(|(_, to)| to.is_loopback());
-    let denied = tried.refused.iter().any(|(.., reason)| reason.kind() == io::ErrorKind::PermissionDenied);
-    if only_loopback && denied && !refused.is_empty() {
-        return format!(
-            "this host may not ask {refused}; does its own firewall let UDP and TCP ports {first} to {last} out?"
-        );
-    }
-    if only_loopback && !refused.is_empty() {
-        return format!("this host cannot ask {refused}; `ip addr` and `ip route` show how its network is set up");
-    }
-    if only_loopback && net.interfaces.is_empty() && net.peers.is_empty() {
-        return "there is no network to ask, since no interface but loopback is up, has carrier and broadcasts; name \
-                one with --interface, or an origin with --peer"
-            .to_owned();
-    }
-    let asked = tried.asked.iter().filter(|(_, to)| only_loopback || !to.is_loopback());
-    let asked: Vec<String> = asked.map(|(by, to)| aim(by, to)).collect();
-    let not_asked = if refused.is_empty() { refused } else { format!(", and cannot ask {refused}") };
-    format!(
-        "asked {} for {} s without an answer{not_asked}; is `swarmfs serve` running, and do the firewalls of both hosts \
-         let UDP and TCP ports {first} to {last} in? Where broadcast does not reach, use --peer",
-        asked.join(", "),
-        waited.as_secs()
-    )
-}
-
-fn lines(offers: &[Offer], keys: bool) -> String {
-    let mut lines: Vec<String> = offers
-        .iter()
-        .map(|Offer { host, tree, key, .. }| match keys {
-            false => format!("{tree} (from {}, key {})", host.ip(), key.fingerprint()),
-            true => format!("{}: {} (--key {key})", host.ip(), key.fingerprint()),
-        })
-        .collect();
-    lines.sort();
-    lines.dedup();
-    super::show::indented(&lines)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::catalogue::Attributes;
-    use crate::keys::OriginKey;
-
-    fn offer(tree: &str, seed: u8) -> Offer {
-        let key = OriginKey::from_seed(&[seed; 32]).public();
-        Offer { host: ([10, 0, 0, seed], 19024).into(), tree: tree.parse().unwrap(), key, origin: true }
-    }
-
-    fn message(error: &DiscoverError) -> String {
-        explain(error, &NetSettings::default(), Some(&"images".parse().unwrap()), ROUND)
-    }
-
-    #[test]
-    fn silence_names_what_was_tried_and_what_may_be_in_the_way() {
-        let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
-        let asked = |asked| DiscoverError::NoOrigin(Tried { asked, ..Tried::default() });
-        let text = message(&asked(vec![("eth0".to_owned(), to)]));
-        assert!(text.starts_with("nobody offers the tree \"images\": asked 10.0.0.255 on eth0 for 5 s"), "{text}");
-        assert!(text.contains("19024 to 19039") && text.contains("--peer"), "{text}");
-        let text = message(&asked(Vec::new()));
-        assert!(text.contains("no network to ask") && text.contains("--interface"), "{text}");
-        let [loopback, far] = [[127, 255, 255, 255], [10, 9, 0, 1]].map(IpAddr::from);
-        let tried = vec![("lo".to_owned(), loopback), ("far.example".to_owned(), far)];
-        let net = NetSettings { peers: vec![("far.example".to_owned(), 19024)], ..NetSettings::default() };
-        let text = explain(&asked(tried), &net, None, ROUND);
-        assert!(text.contains("asked far.example (10.9.0.1) for 5 s"), "{text}");
-        let net = NetSettings { interfaces: vec!["lo".to_owned()], ..NetSettings::default() };
-        let text = explain(&asked(vec![("lo".to_owned(), loopback)]), &net, None, ROUND);
-        assert!(text.contains("asked 127.255.255.255 on lo for 5 s"), "{text}");
-    }
-
-    #[test]
-    fn what_this_host_does_not_send_is_named_with_its_reason() {
-        let to = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255));
-        let silence = |asked: &[&str], reason: io::ErrorKind| {
-            let asked = asked.iter().map(|name| ((*name).to_owned(), to)).collect();
-            let refused = vec![("eth0".to_owned(), to, reason.into())];
-            message(&DiscoverError::NoOrigin(Tried { asked, refused }))
-        };
-        let text = silence(&[], io::ErrorKind::PermissionDenied);
-        assert!(
-            text.contains("this host may not ask 10.0.0.255 on eth0 (permission denied); does its own fire"),
-            "{text}"
-        );
-        let text = silence(&[], io::ErrorKind::NetworkUnreachable);
-        assert!(
-            text.contains("cannot ask 10.0.0.255 on eth0 (network unreachable)") && text.contains("ip route"),
-            "{text}"
-        );
-        let text = silence(&["eth1"], io::ErrorKind::NetworkUnreachable);
-        assert!(
-            text.contains("asked 10.0.0.255 on eth1 for 5 s without an answer, and cannot ask 10.0.0.255 on"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn an_origins_word_is_final_and_silence_is_not() {
-        assert!(!is_final(&DiscoverError::NoOrigin(Tried::default())));
-        assert!(is_final(&DiscoverError::TreeMissing { trees: vec![offer("other", 1)] }));
-        let peer = Offer { origin: false, ..offer("other", 1) };
-        assert!(!is_final(&DiscoverError::TreeMissing { trees: vec![peer] }));
-        assert!(is_final(&DiscoverError::SeveralKeys(Vec::new())));
-    }
 
     #[test]
     fn a_row_is_listed_as_lstat_says() {
@@ -479,20 +310,5 @@ mod tests {
         let device = Row::new(*b"", *b"d", Kind::BlockDevice { rdev: 0x801 }, Attributes::default(), Vec::new());
         let entry = entry_of(&device.unwrap());
         assert_eq!((entry.mode, entry.rdev), (0o060000, 0x801));
-    }
-
-    #[test]
-    fn choices_are_listed_once_each() {
-        let text = message(&DiscoverError::SeveralTrees(vec![offer("b", 1), offer("a", 2), offer("b", 1)]));
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
-        assert!(lines[1].starts_with("  a (from 10.0.0.2, key "), "{text}");
-        let text = message(&DiscoverError::SeveralKeys(vec![offer("images", 1), offer("images", 2)]));
-        for offer in [offer("images", 1), offer("images", 2)] {
-            let line = format!("  {}: {} (--key {})", offer.host.ip(), offer.key.fingerprint(), offer.key);
-            assert!(text.lines().any(|said| said == line), "{text}");
-        }
-        let text = message(&DiscoverError::TreeMissing { trees: vec![offer("a", 1)] });
-        assert!(text.starts_with("nobody offers the tree \"images\"; the network has:\n  a (from"), "{text}");
     }
 }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::live::{self, Live, Signals};
 use super::search::Search;
-use super::{RunError, log, service, status};
+use super::{RunError, find, log, service, status};
 use crate::cli::MountRequest;
 use crate::driver::Client;
 use crate::fs::{self, Fs};
@@ -69,7 +69,7 @@ fn start(request: &MountRequest) -> Result<Started, RunError> {
         let mounted = Arc::new(fuse::mount(fs, &shown_on(point, source, settings))?);
         return Ok(Started { mounted, supply: Source::Search(Box::new(search)), signals, runtime });
     }
-    let found = live::find(net, settings.tree.as_ref(), settings.retry)?;
+    let found = find::find(net, settings.tree.as_ref(), settings.retry)?;
     let source = settings.source.clone().unwrap_or_else(|| found.head.name.as_str().into());
     let node = Arc::new(live::join(found, net, cache)?.mounted_on(&point));
     let fs = runtime.block_on(filesystem(&node, settings, net))?;

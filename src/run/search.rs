@@ -8,8 +8,8 @@ use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
-use super::RunError;
 use super::live::{self, Live};
+use super::{RunError, find};
 use crate::cli::{MountRequest, OptionError};
 use crate::control::{Answer, Entry, Failure, Node, Role, Status};
 use crate::driver::Client;
@@ -107,7 +107,7 @@ impl Search {
     fn find(self) -> Arc<Live> {
         let mut told = false;
         loop {
-            let joined = live::find(&self.net, Some(&self.tree), RETRY_BY_HAND)
+            let joined = find::find(&self.net, Some(&self.tree), RETRY_BY_HAND)
                 .and_then(|found| live::join(found, &self.net, &self.cache));
             match joined {
                 Ok(node) => {

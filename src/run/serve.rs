@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::live::{self, Signals};
-use super::{RunError, ram_bytes, service};
+use super::{RunError, ram_bytes, secret, service};
 use crate::cli::{FileSettings, ServeArgs};
 use crate::settings::ServeSettings;
 use crate::settings::quantity::show_size;
@@ -16,17 +16,22 @@ use crate::wire::head::{TreeHead, TreeName};
 
 pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     super::log_to(args.log_file.as_deref().or(file.log_file.as_deref()))?;
-    let (settings, net, cache) = args.settings(file, ram_bytes());
+    let (settings, mut net, cache) = args.settings(file, ram_bytes());
+    secret::read(&mut net)?;
     super::privileges::give_up(net.base_port());
+    let replica = settings.replica;
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;
-    let node = Arc::new(live::serve(&dir, name, &net, &cache)?);
+    let node = Arc::new(match replica {
+        false => live::serve(&dir, name, &net, &cache)?,
+        true => live::serve_replica(&dir, name, &net, &cache)?,
+    });
     let signals = {
         let _inside = runtime.enter();
         Signals::new()?
     };
     // Nobody needs to read this for the tree to be served.
-    let _ = announce(&dir, &node.client().head());
+    let _ = announce(&dir, &node.client().head(), replica);
     runtime.block_on(async {
         tokio::select! {
             () = node.clone().attend(signals, std::future::pending()) => {}
@@ -40,7 +45,7 @@ pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
 
 /// The directory by its real path, and what its tree is called.
 fn tree_of(settings: ServeSettings) -> Result<(PathBuf, TreeName), RunError> {
-    let ServeSettings { dir: given, name } = settings;
+    let ServeSettings { dir: given, name, .. } = settings;
     let refused = |reason| RunError::Directory { dir: given.clone(), reason };
     let dir = given.canonicalize().map_err(refused)?;
     // Listed here once, so that a directory that cannot be read is told at once.
@@ -59,11 +64,13 @@ fn name_of(dir: &Path) -> Result<TreeName, RunError> {
 }
 
 /// What a person at the origin copies to the other hosts.
-fn announce(dir: &Path, head: &TreeHead) -> io::Result<()> {
+fn announce(dir: &Path, head: &TreeHead, replica: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let (entries, bytes) = (head.totals.rows, show_size(head.totals.bytes));
-    writeln!(out, "serving {} as {}: {entries} entries, {bytes}", dir.display(), head.name)?;
+    let what = if replica { "a replica of" } else { "as" };
+    writeln!(out, "serving {} {what} {}: {entries} entries, {bytes}", dir.display(), head.name)?;
     writeln!(out, "key {} ({})", head.key, head.key.fingerprint())?;
+    writeln!(out, "head {}", head.root)?;
     out.flush()
 }
 
@@ -72,7 +79,7 @@ mod tests {
     use super::*;
 
     fn named(dir: &Path) -> Result<(PathBuf, TreeName), RunError> {
-        tree_of(ServeSettings { dir: dir.to_owned(), name: None })
+        tree_of(ServeSettings { dir: dir.to_owned(), name: None, replica: false })
     }
 
     #[test]

@@ -72,12 +72,14 @@ fn mode(mode: u32) -> String {
 
 /// The time of this host's zone as `ls --time-style=long-iso` writes it; seconds where the year is beyond counting.
 #[allow(unsafe_code)]
-fn local_time(seconds: i64) -> String {
+pub fn local_time(seconds: i64) -> String {
+    // Of 32 bits on some machines.
+    let Some(time) = libc::time_t::try_from(seconds).ok() else { return seconds.to_string() };
     // SAFETY: all-zero bytes are a valid `tm`, and both pointers are of this function's own variables. The zone is read
     // from the environment, which this program never changes.
     let (parts, known) = unsafe {
         let mut parts: libc::tm = std::mem::zeroed();
-        let known = !libc::localtime_r(&seconds, &mut parts).is_null();
+        let known = !libc::localtime_r(&time, &mut parts).is_null();
         (parts, known)
     };
     if !known {
@@ -129,6 +131,10 @@ fn paragraph(status: &Status) -> String {
         let _ = writeln!(text, "  {name:<12}{value}");
     };
     row("key", format!("{}, version {} of the tree", status.key_fingerprint, status.sequence));
+    if status.private {
+        row("secret", "only nodes with it can join; what they send is encrypted".to_owned());
+    }
+    row("head", status.head.clone());
     row("cache", {
         let (used, budget) = (show_size(bytes.cache_used), show_size(bytes.cache_budget));
         format!("{used} of {budget}, {} chunks", status.chunks_held)
@@ -139,6 +145,14 @@ fn paragraph(status: &Status) -> String {
     );
     row("sent", format!("{} to peers", show_size(bytes.to_peers)));
     row("peers", format!("{}, {origins} of them origins", status.peers.len()));
+    if let Some(seconds) = status.origin_away_s {
+        row("origin", format!("not heard for {}: reads of what no peer has wait for it", duration(seconds)));
+        row("", "(with soft they fail); see that `swarmfs serve` runs and is reached".to_owned());
+    }
+    if let Some(rival) = &status.rival {
+        row("not trusted", format!("{}; if that is the tree's new key,", plain(rival)));
+        row("", format!("unmount, `swarmfs key --forget {}`, mount", plain(&status.tree)));
+    }
     for peer in &status.peers {
         let what = match (peer.origin, peer.position) {
             (true, _) => "origin".to_owned(),
@@ -151,6 +165,14 @@ fn paragraph(status: &Status) -> String {
         row("", format!("{count} {}", name.replace('_', " ")));
     }
     text
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 /// A tree's name may hold what a terminal would take for an order.
@@ -236,6 +258,7 @@ mod tests {
             pid: 7,
             port: 19025,
             sequence: 9,
+            head: "5a5a".to_owned(),
             key_fingerprint: "0011-2233-4455-6677".to_owned(),
             mountpoint: Some("/mnt".to_owned()),
             peers: vec![
@@ -257,6 +280,7 @@ mod tests {
             table(&[status], Path::new("/run/swarmfs")),
             "images (mounted on /mnt, pid 7, port 19025)\n  \
              key         0011-2233-4455-6677, version 9 of the tree\n  \
+             head        5a5a\n  \
              cache       48.0 MiB of 64.0 MiB, 3 chunks\n  \
              received    1.0 GiB from the origin, 5 B from peers\n  \
              sent        0 B to peers\n  \
@@ -265,6 +289,15 @@ mod tests {
              10.0.0.2:19024          at chunk 12\n              \
              2 malformed datagrams\n"
         );
+        let status = Status {
+            mountpoint: Some("/mnt".to_owned()),
+            origin_away_s: Some(150),
+            rival: Some("10.0.0.9 with key 0000-1111-2222-3333".to_owned()),
+            ..Status::default()
+        };
+        let shown = table(&[status], Path::new("/run/swarmfs"));
+        assert!(shown.contains("origin      not heard for 2 min: reads of what no peer has wait for it\n"), "{shown}");
+        assert!(shown.contains("not trusted 10.0.0.9 with key 0000-1111-2222-3333;"), "{shown}");
         assert_eq!(json(&[]), "[]\n");
         let late = Status {
             tree: "images".to_owned(),

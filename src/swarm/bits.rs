@@ -35,6 +35,10 @@ impl Bits {
         self.0[(block / 64) as usize] |= 1 << (block % 64);
     }
 
+    pub fn remove(&mut self, block: u32) {
+        self.0[(block / 64) as usize] &= !(1 << (block % 64));
+    }
+
     /// The blocks of one segment of the chunk.
     pub fn segment(&self, segment: u32) -> u64 {
         self.0[segment as usize]

@@ -9,10 +9,16 @@ use std::net::SocketAddr;
 use super::bits::Bits;
 use super::link::by_chunk;
 use super::policy::WHOLE;
-use super::{JoinAim, LinkId, Node, Output, Time};
+use super::{LinkId, Node, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
-use crate::wire::datagram::{Join, MAX_PEERS, Peer, Welcome};
-use crate::wire::frame::{Frame, MAX_STATE_RUNS, NodeId, State};
+use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
+
+mod alive;
+mod known;
+mod meet;
+mod slide;
+
+use slide::slide;
 
 /// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
@@ -92,6 +98,8 @@ pub struct Gossip {
     pub last_tick: Time,
     began: Time,
     known: BTreeMap<NodeId, Known>,
+    /// How many of them have an address: of a thousand who are heard hardly one has another's.
+    at: BTreeMap<SocketAddr, u32>,
     /// What neighbours were told last and what changed since; the same of origins, which are told less often.
     neighbours: Told,
     origins: Told,
@@ -129,6 +137,7 @@ impl Gossip {
             last_tick: now,
             began: now,
             known: BTreeMap::new(),
+            at: BTreeMap::new(),
             neighbours: Told::default(),
             origins: Told::default(),
             reported_blocks: 0,
@@ -220,8 +229,6 @@ fn runs(chunk: ChunkId, bits: &Bits) -> impl Iterator<Item = Run> {
 }
 
 impl Node {
-    // ---- telling
-
     fn room(&self) -> i16 {
         let room = (self.policy.downloads * WHOLE) as i64 - self.requests.weight() as i64;
         room.clamp(i16::MIN as i64, i16::MAX as i64) as i16
@@ -230,7 +237,7 @@ impl Node {
     fn blank_state(&self, full: bool) -> State {
         State {
             full,
-            sequence: self.me.sequence,
+            sequence: self.spoken_sequence(),
             position: self.requests.position(),
             room: self.room(),
             rate: (self.gossip.receive_rate / 1024).min(u32::MAX as u64) as u32,
@@ -365,372 +372,9 @@ impl Node {
         }
     }
 
-    /// Measures rates, ends silent links, keeps quiet ones alive.
-    pub(super) fn check_links(&mut self) {
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
-        // Neighbours know the rate that they were told, and speak as often as that wants it.
-        let told_rate = if self.me.origin { self.gossip.rate() } else { self.gossip.receive_rate };
-        let hush = self.policy.hush(told_rate);
-        for id in ids {
-            let Some(link) = self.links.get_mut(&id) else { continue };
-            if !link.greeted {
-                if self.now.since(link.born) > GREETING {
-                    self.close_link(id);
-                }
-                continue;
-            }
-            // The other side must have a reason to speak: a window that it was told, or blocks that it owes. Whoever only
-            // pulls a block now and then would take its quiet neighbours for dead.
-            let told = if link.origin { &self.gossip.origins } else { &self.gossip.neighbours };
-            let active = !told.window.is_empty() || self.requests.is_served_by(id) || !link.is_idle();
-            if active && !link.active {
-                link.active_since = self.now;
-            }
-            link.active = active;
-            let (silence, keepalive) = if active {
-                (self.policy.silence, self.policy.keepalive(self.gossip.rate().max(link.rate)))
-            } else {
-                (self.policy.silence_idle, self.policy.keepalive_idle)
-            };
-            let heard = if active { link.last_heard.max(link.active_since) } else { link.last_heard };
-            let silent = self.now.since(heard);
-            // A reader reports to an origin less often than it speaks to others, except while it gets blocks from it: only
-            // those may be nobody else's yet.
-            let lately = |at: Time| self.now.since(at) < SERVED;
-            let rests = link.origin && !lately(link.last_data);
-            let keepalive = if rests { keepalive.max(2 * self.policy.report) } else { keepalive };
-            let served = link.last_served.is_some_and(lately);
-            let ignores = link.offers.first().is_some_and(|offer| self.now.since(offer.made) > hush);
-            let watched = !link.origin && (!self.me.origin || served || ignores);
-            let hushes = active && watched && !link.hushed && silent > hush;
-            let quiet = self.now.since(link.last_told) >= keepalive;
-            if silent > silence {
-                self.close_link(id);
-                continue;
-            }
-            if hushes {
-                self.hush_link(id);
-            }
-            if quiet {
-                self.keep_alive(id);
-            }
-        }
-    }
-
-    /// Says that this node is there and which head it has, if nothing else.
-    fn keep_alive(&mut self, id: LinkId) {
-        let mut state = self.blank_state(false);
-        state.front = if self.is_origin(id) { self.gossip.origins.front() } else { self.gossip.neighbours.front() };
-        self.send(id, Frame::State(state));
-        self.told(id);
-    }
-
-    /// Makes room for somebody who connects: whoever connected and has said nothing for longer than a greeting takes goes
-    /// first. False if there is no such.
-    pub(super) fn close_a_silent_stranger(&mut self) -> bool {
-        let silent = |link: &super::link::Link| !link.greeted && !link.opened_by_me;
-        let oldest = self.links.iter().filter(|(_, link)| silent(link)).min_by_key(|(_, link)| link.born);
-        let Some((id, link)) = oldest else { return false };
-        let (id, late) = (*id, self.now.since(link.born) > PROMPT);
-        if late {
-            self.close_link(id);
-        }
-        late
-    }
-
-    pub(super) fn measure(&mut self) {
-        let elapsed = self.now.since(self.gossip.measured);
-        if elapsed < RISING {
-            return;
-        }
-        if elapsed < MEASURED {
-            // Pieces are short until the rate is known: that it rises must be seen soon on a fast link. (What was sent may not
-            // have left the kernel yet.)
-            let received = self.gossip.received * 1_000_000 / elapsed;
-            if received >= FAST && received > 2 * self.gossip.receive_rate {
-                self.gossip.receive_rate = received;
-            }
-            return;
-        }
-        let smooth = |old: u64, bytes: u64| {
-            let rate = bytes * 1_000_000 / elapsed;
-            if old == 0 { rate } else { (old + rate) / 2 }
-        };
-        self.gossip.receive_rate = smooth(self.gossip.receive_rate, self.gossip.received);
-        self.gossip.send_rate = smooth(self.gossip.send_rate, self.gossip.sent);
-        self.gossip.best_rate = self.gossip.best_rate.max(self.gossip.rate());
-        (self.gossip.received, self.gossip.sent) = (0, 0);
-        self.gossip.measured = self.now;
-    }
-
-    // ---- meeting
-
-    /// Looks for an origin while there is none, and for neighbours while there are too few.
-    pub(super) fn meet(&mut self) {
-        if self.me.origin || self.now < self.gossip.next_meet {
-            return;
-        }
-        self.gossip.next_meet = self.now.plus(50_000);
-        if !self.has_origin() && self.now >= self.gossip.next_join {
-            self.gossip.next_join = self.now.plus(self.gossip.join_pause);
-            self.gossip.join_pause = (self.gossip.join_pause * 2).min(LAST_JOIN);
-            self.counters.joins += 1;
-            self.out.push_back(Output::Join { join: JoinAim::Broadcast });
-            let origins: Vec<SocketAddr> = self.gossip.known.values().filter(|k| k.origin).map(|k| k.addr).collect();
-            for addr in origins {
-                self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
-            }
-        }
-        let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
-        let mut candidates: Vec<(NodeId, SocketAddr)> = self
-            .gossip
-            .known
-            .iter()
-            .filter(|(node, known)| {
-                let linked = self.links.values().any(|link| link.peer == **node || link.addr == known.addr);
-                !linked && self.now >= known.next_try && !self.is_avoided(**node, known.addr.ip())
-            })
-            .map(|(node, known)| (*node, known.addr))
-            .collect();
-        self.rng.shuffle(&mut candidates);
-        let mut dialling = self.links.values().filter(|link| link.opened_by_me && !link.greeted).count();
-        for (node, addr) in candidates {
-            // Whoever names a thousand peers that do not exist must not have a thousand connections tried at once.
-            if dialling >= 2 * self.policy.links {
-                break;
-            }
-            let known = &self.gossip.known[&node];
-            let origin = known.origin || (known.perhaps_origin && !self.has_origin());
-            if origin || wanted > 0 {
-                wanted = if origin { wanted } else { wanted - 1 };
-                dialling += 1;
-                self.dial(node, addr);
-            }
-        }
-        if wanted > 0 && self.now >= self.gossip.next_ask {
-            let pauses = [350_000, 1_400_000];
-            self.gossip.next_ask = self
-                .now
-                .plus(*pauses.get(self.gossip.asks as usize).unwrap_or(&(10_000_000 + self.rng.u64(0..2_000_000))));
-            self.gossip.asks += 1;
-            let mut targets: Vec<LinkId> =
-                self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id).collect();
-            if targets.is_empty() {
-                targets = self.links.iter().filter(|(_, link)| link.greeted).map(|(id, _)| *id).collect();
-            }
-            if let Some(id) = self.rng.choice(targets) {
-                self.send(id, Frame::Ask { count: wanted.min(MAX_PEERS) as u8 });
-            }
-        }
-    }
-
-    /// A few links at once, more when whoever started at the same moment is there too: if all filled up at once, they
-    /// would all choose the first comers.
-    fn links_by_now(&self) -> usize {
-        let most = self.policy.links(self.gossip.rate());
-        match self.now.since(self.gossip.began) {
-            0..250_000 => most.div_ceil(4),
-            250_000..600_000 => most.div_ceil(2),
-            _ => most,
-        }
-    }
-
-    fn neighbour_links(&self) -> usize {
-        // Somebody who connected and said nothing yet may never do so.
-        self.links.values().filter(|link| !link.origin && (link.greeted || link.opened_by_me)).count()
-    }
-
-    fn dial(&mut self, node: NodeId, addr: SocketAddr) {
-        if let Some(known) = self.gossip.known.get_mut(&node) {
-            known.tries += 1;
-            known.perhaps_origin = false;
-            known.next_try = self.now.plus(1_000_000u64.saturating_mul(1 << known.tries.min(6)));
-        }
-        let link = self.new_link(addr, true);
-        self.out.push_back(Output::Connect { link, addr });
-    }
-
     pub(super) fn greet(&mut self, id: LinkId) {
-        let hello = self.me.clone();
+        let hello = Hello { sequence: self.spoken_sequence(), ..self.me.clone() };
         self.send(id, Frame::Hello(hello));
-    }
-
-    pub(super) fn learn_peer(&mut self, node: NodeId, addr: SocketAddr, origin: bool) {
-        if node == self.me.node || addr.port() == 0 {
-            return;
-        }
-        if origin && !self.gossip.known.get(&node).is_some_and(|known| known.origin) {
-            self.forget_an_origin();
-        }
-        if let Some(known) = self.gossip.known.get_mut(&node) {
-            known.addr = addr;
-            known.origin |= origin;
-            known.tries = 0;
-            return;
-        }
-        if self.gossip.known.len() >= MAX_KNOWN {
-            self.forget_worst_peer();
-        }
-        let (perhaps_origin, tries) = (false, 0);
-        let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries };
-        self.gossip.known.insert(node, known);
-    }
-
-    /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
-    /// one. Else a long life would remember every start of every host.
-    pub(super) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {
-        // Looking is far cheaper than retaining, and of a thousand JOINs hardly one finds a namesake.
-        let stale = |other: &NodeId, known: &Known| *other != node && known.addr == addr;
-        if self.gossip.known.iter().any(|(other, known)| stale(other, known)) {
-            self.gossip.known.retain(|other, known| !stale(other, known));
-        }
-    }
-
-    /// Makes room for another peer: the one that failed most often goes, of equals no origin.
-    fn forget_worst_peer(&mut self) {
-        let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
-        let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
-        let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
-        if let Some(node) = worst {
-            self.gossip.known.remove(&node);
-        }
-    }
-
-    /// Whoever knows the origin names it first: one that has lost all answers to its JOINs finds it by its neighbours.
-    pub(super) fn learn_peers(&mut self, peers: Vec<Peer>) {
-        let seeking = !self.has_origin();
-        for (index, peer) in peers.into_iter().enumerate() {
-            if !self.gossip.known.contains_key(&peer.node) {
-                self.learn_peer(peer.node, peer.addr, false);
-            }
-            if let Some(known) = self.gossip.known.get_mut(&peer.node)
-                && seeking
-                && index == 0
-            {
-                known.perhaps_origin = true;
-            }
-        }
-        self.gossip.next_meet = self.now;
-    }
-
-    /// Makes room for another origin: of too many the one goes that is not linked and was tried in vain most often.
-    fn forget_an_origin(&mut self) {
-        let origins = self.gossip.known.iter().filter(|(_, known)| known.origin);
-        if origins.clone().count() < MAX_ORIGINS {
-            return;
-        }
-        let idle = origins.filter(|(node, _)| !self.links.values().any(|link| link.greeted && link.peer == **node));
-        if let Some(node) = idle.max_by_key(|(_, known)| known.tries).map(|(node, _)| *node) {
-            self.gossip.known.remove(&node);
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn known_peers(&self) -> impl Iterator<Item = NodeId> {
-        self.gossip.known.keys().copied()
-    }
-
-    /// Random neighbours of mine, for somebody who is new, those first that may have what it is
-    /// at; and the origin, in case it has not found that by itself.
-    fn some_peers(&mut self, not: NodeId, at: SocketAddr, position: u64, count: usize) -> Vec<Peer> {
-        let peer = |link: &super::Link| Peer { node: link.peer, addr: link.addr };
-        // Another host would find itself at this one's loopback.
-        let of_use = |link: &&super::Link| {
-            link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback())
-        };
-        let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
-        let count = count.saturating_sub(origin.is_some() as usize);
-        let near = |link: &super::Link| link.position.abs_diff(position) <= NEAR;
-        let peers = self.links.values().filter(of_use).filter(|link| !link.origin && !link.hushed);
-        let (mut peers, mut far): (Vec<&super::Link>, Vec<&super::Link>) = peers.partition(|link| near(link));
-        self.rng.shuffle(&mut peers);
-        self.rng.shuffle(&mut far);
-        origin.into_iter().chain(peers.into_iter().chain(far).take(count).map(peer)).collect()
-    }
-
-    /// An origin introduces whoever greets it to others.
-    pub(super) fn introduce(&mut self, id: LinkId) {
-        if self.me.origin {
-            self.on_ask(id, self.policy.links.div_ceil(4) as u8);
-        }
-    }
-
-    pub(super) fn on_ask(&mut self, id: LinkId, count: u8) {
-        let Some(link) = self.links.get(&id) else { return };
-        let (peer, addr) = (link.peer, link.addr);
-        let position = link.position;
-        let peers = self.some_peers(peer, addr, position, (count as usize).min(MAX_PEERS));
-        self.send(id, Frame::Peers(peers));
-    }
-
-    pub(super) fn on_join(&mut self, from: SocketAddr, join: Join) {
-        let mine = join.tree.as_ref().is_none_or(|tree| *tree == self.me.tree);
-        if !mine || join.node == self.me.node || join.port == 0 {
-            return;
-        }
-        // A broadcast reaches everybody: the origin answers, and about three of the others, in case it is away.
-        let others = self.neighbour_links();
-        if !self.me.origin && self.rng.usize(0..others.max(1)) >= 3 {
-            return;
-        }
-        let mut to = from;
-        to.set_port(join.port);
-        let peers = self.some_peers(join.node, from, join.position, self.policy.links.min(MAX_PEERS));
-        self.out.push_back(Output::Welcome { to, peers });
-    }
-
-    pub(super) fn on_welcome(&mut self, from: SocketAddr, welcome: Welcome) {
-        let mut addr = from;
-        addr.set_port(welcome.port);
-        self.forget_namesakes(welcome.node, addr);
-        self.learn_peer(welcome.node, addr, welcome.origin);
-        if !self.me.origin {
-            self.me.sequence = self.me.sequence.max(welcome.head.sequence);
-        }
-        if welcome.origin
-            && let Some(known) = self.gossip.known.get_mut(&welcome.node)
-        {
-            // It is back: no reason to wait for the next try.
-            known.next_try = self.now;
-        }
-        self.learn_peers(welcome.peers);
-    }
-
-    /// Neighbours are told that there is a newer head; who has an older one asks for it.
-    pub(super) fn on_head(&mut self, sequence: u64) {
-        self.me.sequence = sequence;
-        // A file that was moved away and back is the same version again.
-        self.provide.failed.clear();
-        let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.keep_alive(id);
-        }
-    }
-
-    /// A neighbour named a sequence: an origin's newer head is asked for, by a question that proves this node's address.
-    pub(super) fn compare_sequence(&mut self, id: LinkId, sequence: u64) {
-        let Some(link) = self.links.get(&id) else { return };
-        if link.origin && sequence > self.me.sequence && self.now >= self.gossip.next_head {
-            if sequence != self.gossip.asked_head {
-                (self.gossip.asked_head, self.gossip.head_pause) = (sequence, HEAD_PAUSE);
-            }
-            self.gossip.next_head = self.now.plus(self.gossip.head_pause);
-            // Whoever names what it does not have is asked less and less.
-            self.gossip.head_pause = (2 * self.gossip.head_pause).min(LAST_HEAD);
-            self.out.push_back(Output::Join { join: JoinAim::Unicast(link.addr) });
-        }
-    }
-
-    /// Asks once more for a head that an origin named and that has not come: question or answer was lost.
-    pub(super) fn ask_for_head(&mut self) {
-        if self.me.origin || self.now < self.gossip.next_head {
-            return;
-        }
-        let named = self.links.iter().filter(|(_, link)| link.greeted && link.origin);
-        if let Some((id, sequence)) = named.map(|(id, link)| (*id, link.sequence)).max_by_key(|(_, sequence)| *sequence)
-        {
-            self.compare_sequence(id, sequence);
-        }
     }
 
     /// What a dropped chunk means to neighbours.
@@ -741,74 +385,6 @@ impl Node {
     pub(super) fn tell_taken(&mut self, run: Run) {
         for (chunk, bits) in by_chunk(run) {
             self.gossip.note_taken(chunk, bits);
-        }
-    }
-}
-
-/// How a window became another: entries dropped in front, the front entry's first block, entries added.
-fn slide(before: &[Run], after: &[Run]) -> (u16, u32, Vec<Run>) {
-    let front = after.first().map_or(0, |run| run.first);
-    let (dropped, added) = moved_on(before, after).unwrap_or((before.len(), after.to_vec()));
-    (u16::try_from(dropped).expect("windows have at most 256 entries"), front, added)
-}
-
-/// Entries dropped and added if the window just moved on; then all others need not be said again.
-fn moved_on(before: &[Run], after: &[Run]) -> Option<(usize, Vec<Run>)> {
-    let front = after.first()?;
-    let same = |old: &Run| old.object == front.object && old.first <= front.first && front.first < old.end();
-    let dropped = before.iter().position(same)?;
-    let kept = &before[dropped..];
-    if after.len() < kept.len() {
-        return None;
-    }
-    let mut added = Vec::new();
-    for (index, run) in after.iter().enumerate() {
-        let Some(old) = kept.get(index) else {
-            added.push(*run);
-            continue;
-        };
-        let first = if index == 0 { front.first } else { old.first };
-        // Only the last entry known may have grown.
-        let grown = index + 1 == kept.len() && run.end() > old.end();
-        if run.object != old.object || run.first != first || (run.end() != old.end() && !grown) {
-            return None;
-        }
-        if grown {
-            added.push(Run { object: run.object, first: old.end(), count: run.end() - old.end() });
-        }
-    }
-    Some((dropped, added))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chunk::ObjectId;
-
-    fn run(object: u8, first: u32, end: u32) -> Run {
-        Run { object: ObjectId([object; 16]), first, count: end - first }
-    }
-
-    #[test]
-    fn a_window_that_moves_on_is_told_by_its_ends() {
-        let before = [run(1, 0, 100), run(2, 0, 50)];
-        assert_eq!(slide(&before, &[run(1, 10, 100), run(2, 0, 60)]), (0, 10, vec![run(2, 50, 60)]));
-        assert_eq!(slide(&before, &[run(2, 5, 50), run(3, 0, 9)]), (1, 5, vec![run(3, 0, 9)]));
-        assert_eq!(slide(&before, &[]), (2, 0, vec![]));
-        assert_eq!(slide(&[], &before), (0, 0, before.to_vec()));
-        assert_eq!(slide(&before, &before), (0, 0, vec![]));
-    }
-
-    #[test]
-    fn a_window_that_jumps_is_told_anew() {
-        let before = [run(1, 10, 100), run(2, 0, 50)];
-        for (after, why) in [
-            (vec![run(1, 0, 100), run(2, 0, 50)], "backwards"),
-            (vec![run(1, 20, 90)], "shorter"),
-            (vec![run(3, 0, 1)], "elsewhere"),
-            (vec![run(1, 20, 100), run(3, 0, 50)], "another end"),
-        ] {
-            assert_eq!(slide(&before, &after), (2, after[0].first, after), "{why}");
         }
     }
 }

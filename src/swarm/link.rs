@@ -191,6 +191,7 @@ impl Node {
             self.provide.uncount_all(&link.taken);
         }
         self.ready.remove(&id);
+        self.no_headers_from(id);
         self.free_slot(id);
         self.drop_downloads_of(id);
         self.pages.forget_link(id);
@@ -255,6 +256,7 @@ impl Node {
             }
         }
         self.give_downloads_up(id);
+        self.no_headers_from(id);
         self.refill = true;
     }
 

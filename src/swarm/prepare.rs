@@ -35,7 +35,7 @@ impl Node {
         ) {
             self.provide.later.remove(&segment);
             self.provide.preparing.insert(segment);
-            self.out.push_back(Output::Prepare { segment });
+            self.read_segment(segment);
         }
     }
 
@@ -82,7 +82,10 @@ impl Node {
                 self.provide.failed.insert(segment.object, (reason, self.now));
                 self.refuse_header_waits(|waits| waits.object == segment.object);
                 self.forget_demands(segment.object);
-                let ids: Vec<LinkId> = self.links.keys().copied().collect();
+                if self.replica.is_some() {
+                    self.refuse_object(segment.object);
+                }
+                let ids: Vec<LinkId> = self.links.keys().copied().filter(|_| self.replica.is_none()).collect();
                 for id in ids {
                     let Some(link) = self.links.get_mut(&id) else { continue };
                     let concerned = link.window.iter().any(|run| run.object == segment.object)
@@ -125,7 +128,8 @@ impl Node {
             }
             None => {
                 self.refuse_header_waits(|waits| waits.object == object);
-                let wanting = |link: &super::Link| link.window.iter().any(|run| run.object == object);
+                let gone = self.replica.is_none();
+                let wanting = |link: &super::Link| gone && link.window.iter().any(|run| run.object == object);
                 let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| wanting(link)).map(|(id, _)| *id).collect();
                 for id in ids {
                     self.send(id, Frame::Gone { object, reason: GoneReason::Replaced });
@@ -141,7 +145,9 @@ impl Node {
                 Some(_) => self.on_want(id, transfer, starving, run),
                 None => {
                     self.send(id, Frame::Abort { transfer });
-                    self.send(id, Frame::Gone { object, reason: GoneReason::Replaced });
+                    if self.replica.is_none() {
+                        self.send(id, Frame::Gone { object, reason: GoneReason::Replaced });
+                    }
                 }
             }
         }

@@ -22,6 +22,8 @@ pub enum Malformed {
     Bound(&'static str),
     #[error("signature does not fit the key")]
     Signature,
+    #[error("not encrypted with this link's key, or changed on its way")]
+    Seal,
 }
 
 /// Takes a layout apart from the front.

@@ -1,10 +1,11 @@
-//! Datagrams: how nodes find each other. JOIN is the only broadcast; PEERS answers it.
+//! Datagrams: how nodes find each other. JOIN is the only broadcast; PEERS answers it, and REFUSAL where the question
+//! was of a swarm with another secret, or none. A swarm with a secret sends them sealed (`wire/sealed.rs`).
 //!
 //! ```text
 //! offset  bytes  field
 //! 0       4      "swfs"
 //! 4       1      version, 1
-//! 5       1      kind: 1 JOIN, 2 PEERS
+//! 5       1      kind: 1 JOIN, 2 PEERS, 3 REFUSAL
 //! 6       2      0
 //! 8       4      CRC-32 of the whole datagram with these four bytes 0
 //! 12      n      body
@@ -12,6 +13,7 @@
 //! JOIN    node id 8, own port 2, head's sequence 8 (0: none yet), position 8, tree name 2 + n (empty: any);
 //!         then zeros up to 1,200 bytes in all, so that no answer is larger than its question
 //! PEERS   node id 8, own port 2, flags 1 (bit 0: origin), tree head (wire/head.rs), peers
+//! REFUSAL flags 1 (bit 0: the sender's swarm has a secret)
 //! peers   count 1, then for each: node id 8, family 1 (4 or 6), address 4 or 16, port 2
 //! ```
 
@@ -23,8 +25,10 @@ use super::head::{MAX_HEAD, TreeHead, TreeName};
 
 /// The size of a JOIN and the greatest of any datagram: fits an Ethernet frame with room for tunnels.
 pub const MAX_DATAGRAM: usize = 1200;
+/// The greatest datagram without a JOIN's padding: sealed it is as long as any other.
+pub const MAX_BARE: usize = MAX_DATAGRAM - super::sealed::SEALING;
 /// Peers that surely fit an answer, whatever their family and the tree's name.
-pub const MAX_PEERS: usize = (MAX_DATAGRAM - 12 - 11 - MAX_HEAD - 1) / 27;
+pub const MAX_PEERS: usize = (MAX_BARE - 12 - 11 - MAX_HEAD - 1) / 27;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
@@ -56,12 +60,25 @@ pub struct Welcome {
 pub enum Datagram {
     Join(Join),
     Peers(Box<Welcome>),
+    /// A question was heard that is not this swarm's. Says nothing else, and proves nothing.
+    Refusal {
+        secret: bool,
+    },
 }
 
-const MAGIC: &[u8; 4] = b"swfs";
+pub const MAGIC: &[u8; 4] = b"swfs";
 
 impl Datagram {
     pub fn encode(&self) -> Vec<u8> {
+        self.emit(MAX_DATAGRAM)
+    }
+
+    /// As it is before it is sealed: a question without its padding, which comes with the sealing.
+    pub fn encode_bare(&self) -> Vec<u8> {
+        self.emit(0)
+    }
+
+    fn emit(&self, least_question: usize) -> Vec<u8> {
         let mut out = Writer::new();
         out.bytes(MAGIC).u8(1);
         match self {
@@ -76,10 +93,13 @@ impl Datagram {
                 welcome.head.encode(&mut out);
                 write_peers(&mut out, &welcome.peers[..welcome.peers.len().min(MAX_PEERS)]);
             }
+            Datagram::Refusal { secret } => {
+                out.u8(3).u16(0).u32(0).u8(*secret as u8);
+            }
         }
         let mut bytes = out.finish();
         if matches!(self, Datagram::Join(_)) {
-            bytes.resize(MAX_DATAGRAM, 0);
+            bytes.resize(bytes.len().max(least_question), 0);
         }
         let crc = crc32fast::hash(&bytes);
         bytes[8..12].copy_from_slice(&crc.to_le_bytes());
@@ -90,8 +110,18 @@ impl Datagram {
         if bytes.len() > MAX_DATAGRAM {
             return Err(Malformed::Bound("datagram"));
         }
+        let datagram = Datagram::parse_bare(bytes)?;
+        // A short question could make us a reflector.
+        if matches!(datagram, Datagram::Join(_)) && bytes.len() != MAX_DATAGRAM {
+            return Err(Malformed::Short);
+        }
+        Ok(datagram)
+    }
+
+    /// What was sealed. Its length is no matter: all that is sealed has the same.
+    pub fn parse_bare(bytes: &[u8]) -> Result<Datagram, Malformed> {
         let mut from = Reader::new(bytes);
-        if &from.array::<4>()? != MAGIC {
+        if from.array::<4>()? != *MAGIC {
             return Err(Malformed::Bound("magic"));
         }
         let version = from.u8()?;
@@ -110,10 +140,6 @@ impl Datagram {
         }
         match kind {
             1 => {
-                // A short question could make us a reflector.
-                if bytes.len() != MAX_DATAGRAM {
-                    return Err(Malformed::Short);
-                }
                 let join = Join {
                     node: NodeId(from.u64()?),
                     port: from.u16()?,
@@ -137,6 +163,11 @@ impl Datagram {
                 };
                 from.end()?;
                 Ok(Datagram::Peers(Box::new(welcome)))
+            }
+            3 => {
+                let secret = from.u8()? & 1 == 1;
+                from.end()?;
+                Ok(Datagram::Refusal { secret })
             }
             _ => Err(Malformed::Kind(kind)),
         }
@@ -197,7 +228,11 @@ mod tests {
 
     #[test]
     fn datagrams_survive_their_bytes_and_any_changed_bit_is_noticed() {
-        for datagram in [join(None), join(Some("images")), welcome("images", 0), welcome(&"x".repeat(255), MAX_PEERS)] {
+        let longest = welcome(&"x".repeat(255), MAX_PEERS);
+        let refusals = [true, false].map(|secret| Datagram::Refusal { secret });
+        for datagram in [join(None), join(Some("images")), welcome("images", 0), longest].into_iter().chain(refusals) {
+            assert_eq!(Datagram::parse_bare(&datagram.encode_bare()), Ok(datagram.clone()));
+            assert!(datagram.encode_bare().len() <= MAX_BARE);
             let bytes = datagram.encode();
             assert!(bytes.len() <= MAX_DATAGRAM);
             assert_eq!(Datagram::parse(&bytes), Ok(datagram));

@@ -37,6 +37,28 @@ impl PageHash {
     }
 }
 
+impl fmt::Display for PageHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+#[error("expected the 64 hex digits that `swarmfs status` shows as the tree's head")]
+pub struct NotAHash;
+
+impl FromStr for PageHash {
+    type Err = NotAHash;
+
+    fn from_str(text: &str) -> Result<PageHash, NotAHash> {
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or(NotAHash);
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let bytes: Result<Vec<u8>, NotAHash> = pairs.iter().map(|[a, b]| Ok(digit(*a)? << 4 | digit(*b)?)).collect();
+        let bytes = bytes?.try_into().map_err(|_| NotAHash)?;
+        if rest.is_empty() { Ok(PageHash(bytes)) } else { Err(NotAHash) }
+    }
+}
+
 impl fmt::Debug for PageHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for byte in &self.0[..6] {
@@ -198,6 +220,15 @@ mod tests {
         head().encode(&mut out);
         assert_eq!(out.as_slice()[..17], *b"\x01\x06\x00images\x09\0\0\0\0\0\0\0");
         assert_eq!(out.len(), 164 + 6);
+    }
+
+    #[test]
+    fn a_page_hash_survives_its_text() {
+        let hash = PageHash(std::array::from_fn(|i| i as u8 * 7));
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        for text in ["", "0", &"0".repeat(63), &"0".repeat(65), &"0".repeat(66), &"zz".repeat(32), &"+1".repeat(32)] {
+            assert_eq!(text.parse::<PageHash>(), Err(NotAHash), "{text}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 // Each test file compiles its own copy of this module and uses its own part of it.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub mod capture;
 pub mod chain;
 mod process;
 pub mod race;
@@ -26,7 +28,7 @@ pub mod samples;
 mod space;
 pub mod swarm;
 
-pub use process::Running;
+pub use process::{Patience, Running};
 use space::Space;
 
 /// Payload bytes per byte on a limited link: 1,448 bytes of TCP (timestamps on) in an Ethernet frame of 1,514.
@@ -236,12 +238,25 @@ impl Lab {
         }
     }
 
+    /// The namespaces that this lab is made of, as links below /proc/PID/ns name them.
+    pub fn namespaces(&self) -> BTreeSet<PathBuf> {
+        let spaces = self.hosts.iter().map(|host| &host.space).chain([&self.switch]);
+        let own = namespaces_of(std::process::id());
+        spaces.flat_map(|space| namespaces_of(space.pid())).filter(|namespace| !own.contains(namespace)).collect()
+    }
+
     /// From now on each packet that reaches any host is lost with this probability.
     pub fn lose(&self, probability: f64) {
         for host in &self.hosts {
             host.lose(probability);
         }
     }
+}
+
+/// The namespaces of a process; none if it has ended.
+pub fn namespaces_of(pid: u32) -> BTreeSet<PathBuf> {
+    let kinds = ["net", "mnt", "pid", "uts"];
+    kinds.into_iter().filter_map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
 }
 
 /// Bytes that a limited link let pass: of packets that travel as one its interface counts one's headers, its limit all.
@@ -355,7 +370,7 @@ impl Host {
 
     /// Makes each packet that reaches this host get lost with this probability; 0 loses none. What it sends are single
     /// packets meanwhile.
-    fn lose(&self, probability: f64) {
+    pub fn lose(&self, probability: f64) {
         // The filter must see single packets.
         let train = if probability == 0.0 { Link::TRAIN } else { 1 };
         let per_million = (probability * 1e6).round() as u32;
@@ -370,6 +385,11 @@ impl Host {
     /// Processes of this host by program name, as numbers of the test's own process namespace; not the dead ones.
     pub fn pids_of(&self, name: &str) -> Vec<u32> {
         self.space.pids().into_iter().filter(|pid| process::name_of(*pid).as_deref() == Some(name)).collect()
+    }
+
+    /// How many mounts this host has, on whatever path.
+    pub fn mounts(&self) -> usize {
+        fs::read_to_string(format!("/proc/{}/mountinfo", self.space.pid())).expect("the holder lives").lines().count()
     }
 
     /// What is mounted on a path of this host: (filesystem type, source), topmost last.

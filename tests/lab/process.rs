@@ -36,7 +36,13 @@ impl Running {
 
     /// Sends the program a signal by name, as in `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        let mut command = Command::new("kill");
+        command.arg(format!("-{name}")).arg(self.pid().to_string());
+        if name == "CONT" {
+            // Its `nsenter` stopped itself when it did.
+            command.arg(self.child.id().to_string());
+        }
+        let status = command.status();
         assert!(status.expect("kill(1) is installed").success(), "{} is no more", self.what);
     }
 
@@ -87,6 +93,11 @@ impl Running {
     pub fn stdout(&mut self) -> std::process::ChildStdout {
         self.child.stdout.take().expect("the output was piped and not taken")
     }
+
+    /// The same of its standard error.
+    pub fn stderr(&mut self) -> std::process::ChildStderr {
+        self.child.stderr.take().expect("standard error was piped and not taken")
+    }
 }
 
 impl Drop for Running {
@@ -95,14 +106,37 @@ impl Drop for Running {
     }
 }
 
+/// How long something is waited for. While the machine itself stands still, suspended or frozen, nothing can happen: such
+/// a gap between two looks counts as a second.
+pub struct Patience {
+    left: Duration,
+    last: Instant,
+}
+
+impl Patience {
+    const GAP: Duration = Duration::from_secs(1);
+
+    pub fn new(limit: Duration) -> Patience {
+        Patience { left: limit, last: Instant::now() }
+    }
+
+    /// To be asked several times a second.
+    pub fn has_ended(&mut self) -> bool {
+        let now = Instant::now();
+        self.left = self.left.saturating_sub((now - self.last).min(Patience::GAP));
+        self.last = now;
+        self.left.is_zero()
+    }
+}
+
 /// Asks `found` again and again until it has something, for states of the kernel that nothing announces.
 pub fn wait_until<T>(limit: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    let mut patience = Patience::new(limit);
     loop {
         if let Some(result) = found() {
             return result;
         }
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        assert!(!patience.has_ended(), "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

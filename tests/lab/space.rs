@@ -27,6 +27,15 @@ const HOLD_NETWORK: &str = "read -r pid rest < /proc/self/stat
     cat > /dev/null
     exit";
 
+/// Moves the calling thread, and no other, into a network.
+pub fn move_thread_into(network: &fs::File) {
+    rustix::thread::move_into_link_name_space(
+        std::os::fd::AsFd::as_fd(network),
+        Some(rustix::thread::LinkNameSpaceType::Network),
+    )
+    .expect("whoever made a namespace may enter it");
+}
+
 pub struct Space {
     name: String,
     holder: Child,
@@ -124,12 +133,7 @@ impl Space {
 
     /// Moves the calling thread, and no other, into this network. It can never come back, so it should end soon.
     pub fn move_thread_into_network(&self) {
-        let network = fs::File::open(format!("/proc/{}/ns/net", self.pid)).expect("the holder lives");
-        rustix::thread::move_into_link_name_space(
-            std::os::fd::AsFd::as_fd(&network),
-            Some(rustix::thread::LinkNameSpaceType::Network),
-        )
-        .expect("whoever made a namespace may enter it");
+        move_thread_into(&fs::File::open(format!("/proc/{}/ns/net", self.pid)).expect("the holder lives"));
     }
 
     /// Every living process inside.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub use super::process::wait_until;
 use super::samples::{self, Digest};
-use super::{Host, Running};
+use super::{Host, Patience, Running};
 
 /// Where `mount` mounts, on each host.
 pub const MOUNT: &str = "/run/mnt";
@@ -142,12 +142,12 @@ impl Reading {
 
     /// Waits for the end of `dd`, which must come within `limit`.
     pub fn finish(mut self, limit: Duration) -> Read {
-        let started = Instant::now();
+        let mut patience = Patience::new(limit);
         let status = loop {
             if let Some(status) = self.program.has_ended() {
                 break status;
             }
-            assert!(started.elapsed() < limit, "not within {limit:?}: {} bytes are read so far", self.got());
+            assert!(!patience.has_ended(), "not within {limit:?}: {} bytes are read so far", self.got());
             std::thread::sleep(Duration::from_millis(2));
         };
         let (digest, took) = self.digester.join().expect("digesting does not panic");

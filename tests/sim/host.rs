@@ -1,6 +1,7 @@
 //! A simulated host: a node of the product, what its driver would keep, and those who read on it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
 use swarmfs::chunk::{BlockId, Run, SegmentId};
@@ -154,6 +155,36 @@ impl Reader {
     }
 }
 
+/// Hashes the numbers of segments and transfers: nobody chooses them to collide here.
+#[derive(Default)]
+pub struct Plain(u64);
+
+impl Hasher for Plain {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+}
+
 /// A segment as the driver's cache has it.
 #[derive(Default, Clone, Copy)]
 pub struct Held {
@@ -185,10 +216,10 @@ pub struct Host {
     pub backlog: VecDeque<Backlog>,
     pub wire: Wire,
     pub links: BTreeMap<LinkId, (usize, usize)>,
-    pub cache: BTreeMap<SegmentId, Held>,
+    pub cache: HashMap<SegmentId, Held, BuildHasherDefault<Plain>>,
     /// Blocks in the cache that take memory.
     pub solid: u32,
-    pub incoming: BTreeMap<(LinkId, u32), Incoming>,
+    pub incoming: HashMap<(LinkId, u32), Incoming, BuildHasherDefault<Plain>>,
     /// Whole blocks whose segment's header is not here yet.
     pub unchecked: BTreeMap<SegmentId, Vec<(LinkId, u32, BlockId, bool)>>,
     pub pages: BTreeSet<PageHash>,
@@ -276,9 +307,9 @@ impl Host {
             paused: false,
             backlog: VecDeque::new(),
             links: BTreeMap::new(),
-            cache: BTreeMap::new(),
+            cache: HashMap::default(),
             solid: 0,
-            incoming: BTreeMap::new(),
+            incoming: HashMap::default(),
             unchecked: BTreeMap::new(),
             pages: BTreeSet::new(),
             wake_at: None,

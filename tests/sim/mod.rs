@@ -5,8 +5,7 @@
 //! that is not finished within its bound fails, and so does any panic in a node; both print how to repeat them.
 
 use std::cell::Cell;
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use swarmfs::chunk::{BLOCKS_PER_SEGMENT, BlockId, SEGMENTS_PER_CHUNK, SegmentId, blocks_of};
@@ -18,10 +17,12 @@ use swarmfs::wire::head::{PageHash, Totals, TreeHead};
 
 pub mod host;
 pub mod net;
+mod queue;
 pub mod tree;
 
 use host::{Backlog, Host, Incoming, Reader, Setup};
 use net::{ACK, Connection, End, Message, Piece, Wire};
+use queue::Queue;
 use tree::Tree;
 
 pub const MS: u64 = 1_000_000;
@@ -152,25 +153,6 @@ enum Datagram {
     Welcome(Box<Welcome>),
 }
 
-struct Due(u64, u64, Event);
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Due) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Due) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Due) -> Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
-}
-
 pub struct World {
     pub seed: u64,
     pub now: u64,
@@ -182,9 +164,10 @@ pub struct World {
     /// Somebody who was not done when last looked at.
     laggard: Cell<usize>,
     network: Network,
-    queue: BinaryHeap<Reverse<Due>>,
-    number: u64,
+    queue: Queue<Event>,
     connections: Vec<Connection>,
+    /// Memory of pieces that were read.
+    spare: Vec<Vec<Message>>,
     rng: fastrand::Rng,
     key: OriginKey,
     head: TreeHead,
@@ -232,9 +215,9 @@ impl World {
             uplinks: Vec::new(),
             laggard: Cell::new(0),
             network,
-            queue: BinaryHeap::new(),
-            number: 0,
+            queue: Queue::new(),
             connections: Vec::new(),
+            spare: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
             head: TreeHead::sign(name, 1, PageHash([0; 32]), 0, Totals::default(), &key),
             key,
@@ -287,23 +270,23 @@ impl World {
     /// When that takes longer than `bound`, or anything that must hold does not.
     pub fn run(&mut self, bound: u64) {
         while self.faults_left > 0 || !self.all_done() {
-            let Some(Reverse(due)) = self.queue.pop() else { break };
-            assert!(due.0 >= self.now, "time goes back");
-            self.now = due.0;
+            let Some((time, event)) = self.queue.pop() else { break };
+            assert!(time >= self.now, "time goes back");
+            self.now = time;
             if self.now > bound {
                 panic!("not finished within {:.1} s\n{}", bound as f64 / 1e9, self.unfinished());
             }
-            self.happen(due.2);
+            self.happen(event);
         }
         assert!(self.all_done(), "nothing happens any more\n{}", self.unfinished());
     }
 
     /// Runs for a while, whoever is done.
     pub fn run_until(&mut self, time: u64) {
-        while self.queue.peek().is_some_and(|Reverse(due)| due.0 <= time) {
-            let Some(Reverse(due)) = self.queue.pop() else { break };
-            self.now = due.0;
-            self.happen(due.2);
+        while self.queue.next().is_some_and(|due| due <= time) {
+            let Some((due, event)) = self.queue.pop() else { break };
+            self.now = due;
+            self.happen(event);
         }
         self.now = time;
     }
@@ -348,8 +331,7 @@ impl World {
     }
 
     fn after(&mut self, delay: u64, event: Event) {
-        self.number += 1;
-        self.queue.push(Reverse(Due(self.now + delay, self.number, event)));
+        self.queue.push(self.now + delay, event);
     }
 
     fn time(&self) -> Time {
@@ -550,7 +532,7 @@ impl World {
                 }
             }
             Output::Send { link, frame } => {
-                let mut bytes = Vec::new();
+                let mut bytes = Vec::with_capacity(128);
                 frame.encode(&mut bytes);
                 let len = bytes.len() as u32;
                 let count = &mut self.hosts[host].count;

@@ -107,8 +107,8 @@ impl Pipe {
         }
     }
 
-    /// TCP takes a message; a short one joins what was not sent yet.
-    pub fn write(&mut self, message: Message, bytes: u32) {
+    /// TCP takes a message; a short one joins what was not sent yet. `spare` is memory for pieces.
+    pub fn write(&mut self, message: Message, bytes: u32, spare: &mut Vec<Vec<Message>>) {
         self.unsent_bytes += bytes;
         if let Some(last) = self.unsent.back_mut()
             && last.bytes + bytes <= PIECE
@@ -117,7 +117,9 @@ impl Pipe {
             last.messages.push(message);
             return;
         }
-        self.unsent.push_back(Piece { number: self.next, bytes, messages: vec![message], repair: false });
+        let mut messages = spare.pop().unwrap_or_default();
+        messages.push(message);
+        self.unsent.push_back(Piece { number: self.next, bytes, messages, repair: false });
         self.next += 1;
     }
 
@@ -172,6 +174,10 @@ impl Pipe {
 
     /// The receiver's side: the messages that are now in order.
     pub fn arrived(&mut self, piece: Piece) -> Vec<Message> {
+        if piece.number == self.expected && self.early.is_empty() {
+            self.expected += 1;
+            return piece.messages;
+        }
         if piece.number >= self.expected {
             self.early.insert(piece.number, piece);
         }

@@ -72,7 +72,7 @@ impl World {
         let low_water = node.unsent();
         while pipe.unsent_bytes < low_water {
             if let Some((message, bytes)) = pipe.control.pop_front() {
-                pipe.write(message, bytes);
+                pipe.write(message, bytes, &mut self.spare);
                 continue;
             }
             let Some(node) = &mut self.hosts[host].node else { return };
@@ -83,7 +83,7 @@ impl World {
             owner.count.data_sent += next.len as u64;
             let bytes = next.len + (FRAME_HEADER + DATA_HEADER) as u32;
             let (transfer, block, offset, len) = (next.transfer, next.block, next.offset, next.len);
-            pipe.write(Message::Data { transfer, block, offset, len, wrong: liar }, bytes);
+            pipe.write(Message::Data { transfer, block, offset, len, wrong: liar }, bytes, &mut self.spare);
         }
         if sent {
             self.wake_soon(host);
@@ -204,7 +204,7 @@ impl World {
     }
 
     /// A driver reads what came in; the ACK goes back behind what waits at the sender's switch port.
-    pub(super) fn receive(&mut self, connection: usize, side: usize, messages: Vec<Message>, bytes: u32) {
+    pub(super) fn receive(&mut self, connection: usize, side: usize, mut messages: Vec<Message>, bytes: u32) {
         let (from, to) =
             (self.connections[connection].ends[side].host, self.connections[connection].ends[1 - side].host);
         let receiver = &mut self.hosts[to];
@@ -212,11 +212,12 @@ impl World {
         receiver.count.wire_sent += ACK;
         let at = self.through_switches(to, from, ACK);
         self.after(at - self.now, Event::Acknowledged { connection, side, bytes });
-        for message in messages {
+        for message in messages.drain(..) {
             // Any of them may have ended the connection.
             let End { link: Some(link), open: true, .. } = self.connections[connection].ends[1 - side] else { return };
             self.message(to, link, message);
         }
+        self.spare.push(messages);
     }
 
     fn message(&mut self, host: usize, link: LinkId, message: Message) {

@@ -1,0 +1,129 @@
+//! The peers that are remembered, linked or not, and who is named to others.
+
+use std::net::SocketAddr;
+
+use super::{Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
+use crate::swarm::Node;
+use crate::swarm::link::Link;
+use crate::wire::datagram::Peer;
+use crate::wire::frame::NodeId;
+
+impl Gossip {
+    fn forget(&mut self, node: NodeId) {
+        if let Some(known) = self.known.remove(&node) {
+            self.leave(known.addr);
+        }
+    }
+
+    /// Somebody known is not at an address any more.
+    fn leave(&mut self, addr: SocketAddr) {
+        if let Some(count) = self.at.get_mut(&addr) {
+            *count -= 1;
+            if *count == 0 {
+                self.at.remove(&addr);
+            }
+        }
+    }
+}
+
+impl Node {
+    pub(in crate::swarm) fn learn_peer(&mut self, node: NodeId, addr: SocketAddr, origin: bool) {
+        if node == self.me.node || addr.port() == 0 {
+            return;
+        }
+        if origin && !self.gossip.known.get(&node).is_some_and(|known| known.origin) {
+            self.forget_an_origin();
+        }
+        if let Some(known) = self.gossip.known.get_mut(&node) {
+            let before = std::mem::replace(&mut known.addr, addr);
+            known.origin |= origin;
+            known.tries = 0;
+            if before != addr {
+                self.gossip.leave(before);
+                *self.gossip.at.entry(addr).or_default() += 1;
+            }
+            return;
+        }
+        if self.gossip.known.len() >= MAX_KNOWN {
+            self.forget_worst_peer();
+        }
+        let (perhaps_origin, tries) = (false, 0);
+        let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries };
+        self.gossip.known.insert(node, known);
+        *self.gossip.at.entry(addr).or_default() += 1;
+    }
+
+    /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
+    /// one. Else a long life would remember every start of every host.
+    pub(in crate::swarm) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {
+        let itself = self.gossip.known.get(&node).is_some_and(|known| known.addr == addr);
+        if self.gossip.at.get(&addr).copied().unwrap_or(0) > itself as u32 {
+            self.gossip.known.retain(|other, known| *other == node || known.addr != addr);
+            self.gossip.at.remove(&addr);
+            if itself {
+                self.gossip.at.insert(addr, 1);
+            }
+        }
+    }
+
+    /// Makes room for another peer: the one that failed most often goes, of equals no origin.
+    pub(super) fn forget_worst_peer(&mut self) {
+        let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
+        let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
+        let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
+        if let Some(node) = worst {
+            self.gossip.forget(node);
+        }
+    }
+
+    /// Whoever knows the origin names it first: one that has lost all answers to its JOINs finds it by its neighbours.
+    pub(in crate::swarm) fn learn_peers(&mut self, peers: Vec<Peer>) {
+        let seeking = !self.has_origin();
+        for (index, peer) in peers.into_iter().enumerate() {
+            if !self.gossip.known.contains_key(&peer.node) {
+                self.learn_peer(peer.node, peer.addr, false);
+            }
+            if let Some(known) = self.gossip.known.get_mut(&peer.node)
+                && seeking
+                && index == 0
+            {
+                known.perhaps_origin = true;
+            }
+        }
+        self.gossip.next_meet = self.now;
+    }
+
+    /// Makes room for another origin: of too many the one goes that is not linked and was tried in vain most often.
+    pub(super) fn forget_an_origin(&mut self) {
+        let origins = self.gossip.known.iter().filter(|(_, known)| known.origin);
+        if origins.clone().count() < MAX_ORIGINS {
+            return;
+        }
+        let idle = origins.filter(|(node, _)| !self.links.values().any(|link| link.greeted && link.peer == **node));
+        if let Some(node) = idle.max_by_key(|(_, known)| known.tries).map(|(node, _)| *node) {
+            self.gossip.forget(node);
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::swarm) fn known_peers(&self) -> impl Iterator<Item = NodeId> {
+        self.gossip.known.keys().copied()
+    }
+
+    /// Random neighbours of mine, for somebody who is new, those first that may have what it is
+    /// at; and the origin, in case it has not found that by itself.
+    pub(super) fn some_peers(&mut self, not: NodeId, at: SocketAddr, position: u64, count: usize) -> Vec<Peer> {
+        let peer = |link: &Link| Peer { node: link.peer, addr: link.addr };
+        // Another host would find itself at this one's loopback.
+        let of_use =
+            |link: &&Link| link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback());
+        let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
+        let count = count.saturating_sub(origin.is_some() as usize);
+        let near = |link: &Link| link.position.abs_diff(position) <= NEAR;
+        let peers = self.links.values().filter(of_use).filter(|link| !link.origin && !link.hushed);
+        let (mut peers, mut far): (Vec<&Link>, Vec<&Link>) = peers.partition(|link| near(link));
+        self.rng.shuffle(&mut peers);
+        self.rng.shuffle(&mut far);
+        origin.into_iter().chain(peers.into_iter().chain(far).take(count).map(peer)).collect()
+    }
+}
