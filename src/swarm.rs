@@ -515,6 +515,7 @@ impl Node {
         self.measure();
         self.report_if_owed();
         self.meet();
+        self.ask_for_head();
         self.check_replica();
         self.check_pages();
         self.pull();

@@ -275,10 +275,13 @@ impl Core {
     }
 
     /// An origin's directory was listed and is another than before. A replica's head is not its own to make.
-    pub fn listed_anew(&mut self, own: TreeHead) {
-        match self.replica {
-            true => self.node.set_complete(own.root == self.head().root),
-            false => self.adopt(own),
+    pub fn listed_anew(&mut self) {
+        let Some(own) = self.tree.as_ref().map(|tree| tree.head()) else { return };
+        if self.replica {
+            self.node.set_complete(own.root == self.head().root);
+        } else if own.sequence > self.head().sequence {
+            self.errands.push(Errand::Announce(own.sequence));
+            self.adopt(own);
         }
     }
 
@@ -289,8 +292,6 @@ impl Core {
         *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
         if let Some(tree) = self.tree.clone().filter(|_| self.replica) {
             self.node.set_complete(tree.head().root == root);
-            // The copy may have been changed, too.
-            self.errands.push(Errand::Rescan);
         }
         self.handle(Input::Head { sequence });
         if self.prefetch && self.shared.page(&root).is_none() {

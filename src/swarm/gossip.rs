@@ -32,6 +32,7 @@ const SHORT_REPORT: usize = 64;
 const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
+const LAST_HEAD: u64 = 10_000_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
 pub const MAX_ORIGINS: usize = 32;
 /// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
@@ -118,6 +119,9 @@ pub struct Gossip {
     next_ask: Time,
     next_meet: Time,
     next_head: Time,
+    /// The newest that was asked for, and the pause until it is asked for again.
+    asked_head: u64,
+    head_pause: u64,
     /// Bytes received and sent since the last measurement.
     received: u64,
     sent: u64,
@@ -149,6 +153,8 @@ impl Gossip {
             next_ask: now.plus(250_000),
             next_meet: now,
             next_head: now,
+            asked_head: 0,
+            head_pause: HEAD_PAUSE,
             received: 0,
             sent: 0,
             measured: now,
