@@ -52,6 +52,7 @@ fn who_is_far_ahead_makes_room_for_those_whom_the_origin_names() {
     let mut bench = Bench::new();
     let origin = bench.link(2, true, vec![]);
     let mut links: Vec<(LinkId, u64)> = (10..18).map(|node| (bench.link(node, false, vec![]), ELSEWHERE)).collect();
+    links.push((origin, 0));
     bench.speak(&links, 700_000);
     bench.read_on();
     let outputs = bench.speak(&links, 100_000);
