@@ -27,7 +27,7 @@ static:
 	@echo target/$(STATIC)/release/swarmfs
 
 # For other machines. Each wants `rustup target add` for it and, to link, Debian's gcc-arm-linux-gnueabihf or
-# gcc-aarch64-linux-gnu.
+# gcc-aarch64-linux-gnu with the C library that comes along (libc6-dev-armhf-cross, libc6-dev-arm64-cross).
 armv7: export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER = arm-linux-gnueabihf-gcc
 armv7: export CC_armv7_unknown_linux_gnueabihf = arm-linux-gnueabihf-gcc
 armv7:

@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use sim::conduct::Conduct;
 use sim::host::{Order, Plan, Setup};
 use sim::{Fault, MIB, MS, Network, Racks, SECOND, UNBOUND, World, mbit};
 use swarmfs::chunk::BLOCKS_PER_CHUNK;
@@ -192,7 +193,7 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
     let file = world.tree.add(size, 0);
     let setup = |rate, pace, start| {
         let readers = vec![Plan { files: vec![file], order: Order::Through, rate: pace }];
-        Setup { rate, policy: policy(change), liar: false, readers, start, leaves: false }
+        Setup { rate, policy: policy(change), conduct: Conduct::Honest, readers, start, leaves: false }
     };
     world.origin(Setup { readers: Vec::new(), ..setup(row.rate, UNBOUND, 0) });
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -281,7 +282,8 @@ fn time_alone(row: &Row, change: Change) -> f64 {
     let file = world.tree.add(row.mib * MIB, 0);
     let pace = if row.kind == Kind::Late { CARD } else { UNBOUND };
     let readers = vec![Plan { files: vec![file], order: Order::Through, rate: pace }];
-    let setup = Setup { rate: row.rate, policy: policy(change), liar: false, readers, start: 0, leaves: false };
+    let setup =
+        Setup { rate: row.rate, policy: policy(change), conduct: Conduct::Honest, readers, start: 0, leaves: false };
     world.origin(Setup { readers: Vec::new(), ..setup.clone() });
     world.reader(setup);
     world.run(SECOND * 3600);

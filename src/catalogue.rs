@@ -14,10 +14,12 @@
 
 mod build;
 mod page;
+mod revise;
 mod row;
 mod view;
 
 pub use build::{Builder, Built, NotATree, build};
 pub use page::{MAX_PAGE, Page};
+pub use revise::{PageBytes, Revision, leaves, revise};
 pub use row::{Attributes, Kind, MAX_DIR, MAX_NAME, MAX_TARGET, MAX_XATTRS, NotARow, Row, Time, Xattr};
 pub use view::{Entry, Lookup, Pages, View};

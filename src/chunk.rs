@@ -16,8 +16,10 @@ pub const CHUNK: u32 = 16 * 1024 * 1024;
 pub const BLOCKS_PER_SEGMENT: u32 = SEGMENT / BLOCK;
 pub const BLOCKS_PER_CHUNK: u32 = CHUNK / BLOCK;
 pub const SEGMENTS_PER_CHUNK: u32 = CHUNK / SEGMENT;
-/// Bytes in the largest object: blocks are numbered in 32 bits.
-pub const MAX_OBJECT: u64 = (u32::MAX as u64) * BLOCK as u64;
+/// Blocks in the largest object: they are numbered in 32 bits, and so is the end of its last chunk.
+pub const MAX_BLOCKS: u32 = u32::MAX / BLOCKS_PER_CHUNK * BLOCKS_PER_CHUNK;
+/// Bytes in the largest object.
+pub const MAX_OBJECT: u64 = MAX_BLOCKS as u64 * BLOCK as u64;
 
 /// Names one version of one file (or, later, one pack of small files).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,6 +157,13 @@ pub fn blocks_in(size: u64, offset: u64, len: u64) -> Range<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_chunk_of_the_largest_object_ends_within_the_numbers() {
+        let last = ChunkId { object: ObjectId([0; 16]), index: chunks_of(MAX_OBJECT) - 1 };
+        assert_eq!(last.first_block().checked_add(BLOCKS_PER_CHUNK), Some(MAX_BLOCKS));
+        assert_eq!(blocks_of(MAX_OBJECT), MAX_BLOCKS);
+    }
 
     #[test]
     fn an_exact_multiple_has_no_empty_last_part() {

@@ -22,7 +22,7 @@ use crate::catalogue::Page;
 use crate::chunk::{ChunkId, ObjectId, SEGMENT, SegmentId};
 use crate::keys::PublicKey;
 use crate::net::sockets::Sockets;
-use crate::origin::Tree;
+use crate::origin::{Following, Tree};
 use crate::settings::{CacheSettings, NetSettings};
 use crate::wire::frame::NodeId;
 use crate::wire::head::{PageHash, TreeHead};
@@ -146,18 +146,38 @@ struct Shared {
     snapshot: Mutex<Snapshot>,
     /// The event loop's thread, until somebody waits for its end.
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Keeps an origin's listing what the disk is.
+    following: Mutex<Option<Following>>,
 }
 
 /// What a client tells the event loop. The queue has no cap of its own: the kernel bounds the requests that a mount can
 /// have under way, and a command is smaller than the request it came from.
 enum Command {
-    Read { ticket: Ticket, read: Read, done: ReadDone },
-    Page { ticket: Ticket, hash: PageHash, deadline: Option<Instant>, done: PageDone },
+    Read {
+        ticket: Ticket,
+        read: Read,
+        done: ReadDone,
+    },
+    Page {
+        ticket: Ticket,
+        hash: PageHash,
+        deadline: Option<Instant>,
+        done: PageDone,
+    },
     Cancel(Ticket),
-    Window { reader: ReaderId, window: Vec<Wanted> },
+    Window {
+        reader: ReaderId,
+        window: Vec<Wanted>,
+    },
     CloseReader(ReaderId),
-    Standing { chunk: ChunkId, blocks: u32, done: StandingDone },
+    Standing {
+        chunk: ChunkId,
+        blocks: u32,
+        done: StandingDone,
+    },
     Sent(usize),
+    /// An origin's tree was listed again, and there is a new head.
+    TreeChanged,
     Stop,
 }
 
@@ -177,7 +197,19 @@ pub fn join(found: Found, net: &NetSettings, cache: &CacheSettings) -> std::io::
 /// Offers a tree.
 pub fn serve(tree: Arc<Tree>, net: &NetSettings, cache: &CacheSettings) -> std::io::Result<Client> {
     let sockets = Sockets::open(net)?;
-    start(Arc::new(tree.head()), sockets, net, cache, core::Role::Origin { tree })
+    let client = start(Arc::new(tree.head()), sockets, net, cache, core::Role::Origin { tree: tree.clone() })?;
+    follow(&tree, client)
+}
+
+/// From now on the event loop hears of changes on the disk.
+fn follow(tree: &Arc<Tree>, client: Client) -> std::io::Result<Client> {
+    let commands = client.shared.commands.clone();
+    let following = tree.follow(move || {
+        // Nobody hears of it any more where the node ends.
+        let _ = commands.send(Command::TreeChanged);
+    })?;
+    *client.shared.following.lock().expect("no holder of this lock panics") = Some(following);
+    Ok(client)
 }
 
 /// Offers a copy of the tree that was found, under the head that another origin signs.
@@ -189,7 +221,8 @@ pub fn serve_replica(
 ) -> std::io::Result<Client> {
     let sockets = Sockets::open(net)?;
     let head = found.head.clone();
-    start(head, sockets, net, cache, core::Role::Replica { tree, answers: found.answers })
+    let role = core::Role::Replica { tree: tree.clone(), answers: found.answers };
+    follow(&tree, start(head, sockets, net, cache, role)?)
 }
 
 fn start(
@@ -209,6 +242,7 @@ fn start(
         readers: AtomicU64::new(0),
         snapshot: Mutex::new(Snapshot { port: sockets.port, private: net.secret.is_some(), ..Snapshot::default() }),
         thread: Mutex::new(None),
+        following: Mutex::new(None),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let parts = core::Parts {
@@ -299,6 +333,8 @@ impl Client {
     /// Ends the node: every parked request is answered with `Stopped`, and the event loop's thread ends. Returns when
     /// it has. Must not be called from a closure that the event loop calls.
     pub fn stop(&self) {
+        let following = self.shared.following.lock().expect("no holder of this lock panics").take();
+        drop(following);
         self.order(Command::Stop);
         let thread = self.shared.thread.lock().expect("no holder of this lock panics").take();
         if let Some(thread) = thread

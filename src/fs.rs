@@ -177,6 +177,8 @@ pub struct Fs<S: Supply> {
     calls: Arc<call::Calls>,
     /// The newest version of the tree that this filesystem has taken note of.
     newest: RwLock<Version>,
+    /// The number of the version that names were last looked up again for.
+    told: AtomicU64,
     open: RwLock<HashMap<u64, Arc<files::File<S>>>>,
     listings: RwLock<HashMap<u64, directories::Listing>>,
     next_handle: AtomicU64,
@@ -216,6 +218,7 @@ impl<S: Supply> Fs<S> {
                     inodes: inodes::Inodes::new(root, version.number),
                     calls,
                     newest: RwLock::new(version),
+                    told: AtomicU64::new(version.number),
                     open: RwLock::default(),
                     listings: RwLock::default(),
                     next_handle: AtomicU64::new(1),
@@ -355,8 +358,9 @@ impl<S: Supply> Fs<S> {
     /// nobody went on with. True if there is a newer version, so that names must be looked up again.
     pub fn tick(self: &Arc<Self>) -> bool {
         self.trail.lock().expect("no holder of this lock panics").expire(Instant::now());
-        let before = self.newest.read().expect("no holder of this lock panics").number;
-        let changed = self.newest().number != before;
+        // Whoever looked something up meanwhile has taken note of it already, and told nobody.
+        let newest = self.newest().number;
+        let changed = self.told.swap(newest, Ordering::Relaxed) != newest;
         if changed {
             let (dir, name) = look::split(&self.settings.root);
             let (dir, name) = (dir.to_vec(), name.to_vec());

@@ -7,13 +7,16 @@
 //!
 //! A version of a file is its path, size, modification time and generation. Where size and modification time stay but
 //! ctime moves, what was signed of it is read again before more is: if it differs, the version is withdrawn and the
-//! file gets another generation. `rescan` lists the tree anew and is where a watch of the tree hooks in.
+//! file gets another generation.
+//!
+//! A tree that is followed (`Tree::follow`) is listed again as it changes: `watch` hears of changes from the kernel,
+//! `changes` gathers them, `follow` is the thread that waits, `update` makes the next version of the listing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -21,34 +24,43 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
-use crate::catalogue::{NotATree, Page, Pages, Row, Time, View};
+use crate::catalogue::{NotATree, Row, Time};
 use crate::chunk::{BLOCK, ObjectId, SEGMENT, SegmentId, segment_len};
 use crate::keys::OriginKey;
 pub use crate::state::{StateDir, StateError};
 use crate::wire::head::{PageHash, TreeHead, TreeName};
 use crate::wire::header::SegmentHeader;
 
+mod changes;
+mod follow;
 mod headers;
 mod held;
+mod lease;
 mod listing;
+mod objects;
 mod root;
 mod state;
+mod update;
+mod watch;
 
+pub use follow::Following;
 pub use listing::{Report, Warning};
 
+use follow::Asked;
 use headers::{Headers, Version};
 use held::{Held, HeldFiles};
-use listing::Listing;
 use root::{Root, Stamp};
 use state::TreeState;
+use update::{Current, Snapshot};
+use watch::Watch;
 
 /// How long after its last change a file is left alone: whoever writes it may not be done, and within the granularity
 /// of timestamps a further change would not show.
 pub const SETTLE: Duration = Duration::from_millis(500);
+/// The same where nobody has it open for writing: timestamps move every 10 ms at the least.
+const CLOSED: Duration = Duration::from_millis(50);
 /// How often a segment is read again because the file's ctime moved meanwhile.
 const ATTEMPTS: usize = 3;
-/// Warnings of one listing that go to the log; all are in the report.
-const LOGGED: usize = 20;
 
 /// A tree that cannot be served.
 #[derive(Debug, Error)]
@@ -92,38 +104,22 @@ pub struct Work {
 pub struct Tree {
     name: TreeName,
     path: PathBuf,
-    root: Root,
+    root: RwLock<Arc<Root>>,
     key: OriginKey,
     /// Locked while the tree is listed and its head made.
     state: Mutex<TreeState>,
     headers: Mutex<Headers>,
-    snapshot: RwLock<Arc<Snapshot>>,
+    current: RwLock<Current>,
     /// The ones before, the latest last: a reader in the middle of a listing still finds their pages.
     earlier: Mutex<VecDeque<Arc<Snapshot>>>,
     held: HeldFiles,
     /// Objects of the snapshot whose files turned out to have other bytes than were signed.
     withdrawn: Mutex<HashSet<ObjectId>>,
+    watch: Watch,
+    asked: Asked,
     complaints: Mutex<Complaints>,
     read: AtomicU64,
     signed: AtomicU64,
-}
-
-/// Listings before the last whose pages are kept.
-const EARLIER: usize = 3;
-
-/// The tree as it was last listed.
-struct Snapshot {
-    head: TreeHead,
-    pages: HashMap<PageHash, Bytes>,
-    objects: HashMap<ObjectId, u64>,
-    report: Report,
-}
-
-impl Pages for Snapshot {
-    fn page(&self, hash: &PageHash) -> Option<Arc<Page>> {
-        let bytes = self.pages.get(hash)?.clone();
-        Some(Arc::new(Page::parse(bytes).expect("pages built here are pages")))
-    }
 }
 
 impl Tree {
@@ -134,19 +130,26 @@ impl Tree {
         root.directory(b"").map_err(fail)?;
         let state = TreeState::open(state, &name)?;
         let headers = Mutex::new(Headers::open(&state.headers_path(), key.public())?);
-        let listing = list(dir, &root, &headers)?;
-        let snapshot = Snapshot::new(listing, &name, &state, &key)?;
+        let watch = Watch::new();
+        watch.consider(root.descriptor());
+        let asked = Asked::new();
+        let known = update::Whole { root: &root, headers: &headers, watch: &watch, asked: &asked };
+        let listing = update::list(dir, &root, &known)?;
+        let current = Current::new(Snapshot::new(listing, &name, &state, &key)?);
+        current.compact(&headers);
         Ok(Tree {
             name,
             path: dir.to_owned(),
-            root,
+            root: RwLock::new(Arc::new(root)),
             key,
             state: Mutex::new(state),
             headers,
-            snapshot: RwLock::new(Arc::new(snapshot)),
+            current: RwLock::new(current),
             earlier: Mutex::default(),
             held: HeldFiles::default(),
             withdrawn: Mutex::default(),
+            watch,
+            asked,
             complaints: Mutex::default(),
             read: AtomicU64::new(0),
             signed: AtomicU64::new(0),
@@ -157,7 +160,7 @@ impl Tree {
         self.snapshot().head.clone()
     }
 
-    /// A page of the catalogue that the head names, or one of the last few heads.
+    /// A page of the catalogue that the head names, or one of the last heads.
     pub fn page(&self, hash: &PageHash) -> Option<Bytes> {
         let page = self.snapshot().pages.get(hash).cloned();
         page.or_else(|| {
@@ -177,11 +180,26 @@ impl Tree {
 
     /// The first row that has the object; its `attributes().size` is the object's.
     pub fn object(&self, object: &ObjectId) -> Option<Row> {
-        self.snapshot().row(object)
+        let current = self.current();
+        let (snapshot, leaf) = (current.snapshot.clone(), current.objects.leaf(object)?);
+        drop(current);
+        snapshot.row_in(&leaf, object)
     }
 
     /// Reads a segment into `into`, which it empties first, and certifies it. Waits for the disk.
     pub fn segment(&self, id: SegmentId, into: &mut Vec<u8>) -> Result<SegmentHeader, SegmentError> {
+        let result = self.try_segment(id, into);
+        match result {
+            // Its file is another one now, which only looking at it can show.
+            Err(SegmentError::Gone) => self.object(&id.object).into_iter().for_each(|row| self.asked.path(row.path())),
+            // Known to be another one already, if that was told.
+            Err(SegmentError::Unknown) if self.watch.is_blind() => self.asked.everything(),
+            _ => {}
+        }
+        result
+    }
+
+    fn try_segment(&self, id: SegmentId, into: &mut Vec<u8>) -> Result<SegmentHeader, SegmentError> {
         into.clear();
         if self.withdrawn.lock().expect("no holder of this lock panics").contains(&id.object) {
             return Err(SegmentError::Gone);
@@ -193,27 +211,6 @@ impl Tree {
         }
         into.resize(len as usize, 0);
         self.read_certified(&held, id, into, |into| self.read_segment(&held, id.index, into))
-    }
-
-    /// Lists the tree again; true if it changed, and with it the head. Objects of the old head that are held open can
-    /// still be had.
-    pub fn rescan(&self) -> Result<bool, OriginError> {
-        let state = self.state.lock().expect("no holder of this lock panics");
-        let listing = list(&self.path, &self.root, &self.headers)?;
-        if listing.built.root == self.snapshot().head.root {
-            return Ok(false);
-        }
-        let snapshot = Arc::new(Snapshot::new(listing, &self.name, &state, &self.key)?);
-        // What the tree no longer names is Unknown from now on, and need not be marked.
-        let mut withdrawn = self.withdrawn.lock().expect("no holder of this lock panics");
-        withdrawn.retain(|object| snapshot.objects.contains_key(object));
-        let before = std::mem::replace(&mut *self.snapshot.write().expect("no holder of this lock panics"), snapshot);
-        let mut earlier = self.earlier.lock().expect("no holder of this lock panics");
-        earlier.push_back(before);
-        while earlier.len() > EARLIER {
-            earlier.pop_front();
-        }
-        Ok(true)
     }
 
     /// Takes what another origin with the same key signed: bytes read here must fit it. What was signed first stays.
@@ -229,8 +226,22 @@ impl Tree {
         self.held.expire(Instant::now());
     }
 
+    fn current(&self) -> std::sync::RwLockReadGuard<'_, Current> {
+        self.current.read().expect("no holder of this lock panics")
+    }
+
     fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.read().expect("no holder of this lock panics").clone()
+        self.current().snapshot.clone()
+    }
+
+    fn root(&self) -> Arc<Root> {
+        self.root.read().expect("no holder of this lock panics").clone()
+    }
+
+    /// From now on another directory is served. Files that are held open stay what they are.
+    fn replace_root(&self, root: Root) {
+        self.watch.consider(root.descriptor());
+        *self.root.write().expect("no holder of this lock panics") = Arc::new(root);
     }
 
     /// The object's open file: the one kept from before, or the one now at its path if that is still this version.
@@ -238,19 +249,27 @@ impl Tree {
         if let Some(held) = self.held.get(&object, Instant::now()) {
             return Ok(held);
         }
-        let row = self.snapshot().row(&object).ok_or(SegmentError::Unknown)?;
-        let (path, size, mtime) = (row.path(), row.attributes().size, row.attributes().mtime);
-        let file = self.open_file(&path, object)?;
-        let base = ObjectId::of_version(&path, size, mtime.as_ns(), 0);
-        let held = Arc::new(Held { file, path, object, base, size, mtime, confirmed: Mutex::new(None) });
-        self.stamp(&held)?;
+        let row = self.object(&object).ok_or(SegmentError::Unknown)?;
+        let held = Arc::new(self.open_version(&row, object)?);
         Ok(self.held.insert(held, Instant::now()))
     }
 
+    /// The file at a row's path, if that is still this version.
+    fn open_version(&self, row: &Row, object: ObjectId) -> Result<Held, SegmentError> {
+        let (path, size, mtime) = (row.path(), row.attributes().size, row.attributes().mtime);
+        let file = self.open_file(&path, object)?;
+        let base = ObjectId::of_version(&path, size, mtime.as_ns(), 0);
+        let inode = Stamp::of(&file).map_err(|error| self.unreadable(&path, object, error))?.inode;
+        let held = Held { file, path, object, base, size, mtime, inode, confirmed: Mutex::new(None) };
+        self.stamp(&held)?;
+        Ok(held)
+    }
+
     fn open_file(&self, path: &[u8], object: ObjectId) -> Result<File, SegmentError> {
-        let mut opened = self.root.file(path);
+        let root = self.root();
+        let mut opened = root.file(path);
         if matches!(opened, Err(Errno::MFILE | Errno::NFILE)) && self.held.close_half() {
-            opened = self.root.file(path);
+            opened = root.file(path);
         }
         opened.map_err(|error| match error {
             // Removed, or something in its place or on the way that is no file.
@@ -283,7 +302,7 @@ impl Tree {
     ) -> Result<SegmentHeader, SegmentError> {
         for _ in 0..ATTEMPTS {
             let before = self.stamp(held)?;
-            settled(&before)?;
+            settled(&before, &held.file)?;
             self.confirm(held, before.ctime)?;
             read(into)?;
             // Looked at again after the bytes were read, so that they belong to what was identified.
@@ -303,10 +322,20 @@ impl Tree {
             return Ok(());
         }
         let known = self.headers().version(&held.base);
-        if known.is_some_and(|version| version.ctime != ctime) {
-            self.recheck(held)?;
-            let generation = known.map_or(0, |version| version.generation);
-            self.headers().set_version(held.base, Version { generation, ctime });
+        if let Some(version) = known {
+            // A version that another of the same size and time has replaced is known by what was signed of it alone.
+            let is_newest = held.is_of(version.generation);
+            if !is_newest || version.ctime != ctime {
+                self.recheck(held)?;
+            }
+            // Another file may have come into its place while its bytes were read.
+            let mut headers = self.headers();
+            if is_newest
+                && version.ctime != ctime
+                && headers.version(&held.base).is_some_and(|now| now.generation == version.generation)
+            {
+                headers.set_version(held.base, Version { ctime, ..version });
+            }
         }
         *confirmed = Some(ctime);
         Ok(())
@@ -363,7 +392,7 @@ impl Tree {
                 match (headers.header(id), headers.version(&held.base)) {
                     (Some(first), _) => first,
                     // Another file of this path, size and modification time was open too.
-                    (None, Some(version)) if version.ctime != ctime => {
+                    (None, Some(version)) if version.ctime != ctime && held.is_of(version.generation) => {
                         drop(headers);
                         *held.confirmed.lock().expect("no holder of this lock panics") = None;
                         return Ok(None);
@@ -392,7 +421,12 @@ impl Tree {
     fn withdraw(&self, held: &Held, why: &str) -> SegmentError {
         warn!(path = %held.path.escape_ascii(), why, "a version is withdrawn: its readers must open the file again");
         let ctime = Stamp::of(&held.file).map_or(Time::default(), |stamp| stamp.ctime);
-        self.headers().set_version(held.base, Version { generation: random_generation(), ctime });
+        let mut headers = self.headers();
+        // Unless the file at its path is another version already.
+        if headers.version(&held.base).is_none_or(|version| held.is_of(version.generation)) {
+            headers.set_version(held.base, Version { generation: random_generation(), ctime });
+        }
+        drop(headers);
         self.withdrawn.lock().expect("no holder of this lock panics").insert(held.object);
         self.held.remove(&held.object);
         SegmentError::Gone
@@ -406,32 +440,8 @@ impl Tree {
         SegmentError::Unreadable
     }
 
-    fn headers(&self) -> std::sync::MutexGuard<'_, Headers> {
+    fn headers(&self) -> MutexGuard<'_, Headers> {
         self.headers.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl Snapshot {
-    /// Makes the head, saved before anyone hears of it. An unchanged tree keeps the head that it had.
-    fn new(listing: Listing, name: &TreeName, state: &TreeState, key: &OriginKey) -> Result<Snapshot, OriginError> {
-        let Listing { built, objects, report } = listing;
-        let sequence = match state.last_head() {
-            Some((sequence, root)) if root == built.root => sequence,
-            last => {
-                let next = last.map_or(0, |(sequence, _)| sequence.saturating_add(1)).max(wall_clock_ns());
-                state.save_head(next, &built.root)?;
-                next
-            }
-        };
-        let head = TreeHead::sign(name.clone(), sequence, built.root, built.root_level, built.totals, key);
-        Ok(Snapshot { head, pages: built.pages, objects, report })
-    }
-
-    fn row(&self, object: &ObjectId) -> Option<Row> {
-        let rank = *self.objects.get(object)?;
-        let view = View::new(self.head.root, self.head.root_level);
-        let entry = view.at(self, rank).expect("a catalogue built here is whole");
-        entry.map(|entry| entry.row)
     }
 }
 
@@ -455,27 +465,6 @@ impl Complaints {
     }
 }
 
-fn list(dir: &Path, root: &Root, headers: &Mutex<Headers>) -> Result<Listing, OriginError> {
-    let start = Instant::now();
-    let generation = |base: &ObjectId| {
-        let headers = headers.lock().expect("no holder of this lock panics");
-        headers.version(base).map_or(0, |version| version.generation)
-    };
-    let listing =
-        listing::list(root, generation).map_err(|source| OriginError::Listing { path: dir.to_owned(), source })?;
-    for warning in listing.report.warnings.iter().take(LOGGED) {
-        warn!(path = %warning.path.escape_ascii(), "cannot list all of the tree: {}", warning.why);
-    }
-    if listing.report.warned > LOGGED as u64 {
-        warn!(more = listing.report.warned - LOGGED as u64, "cannot list all of the tree: more of the same");
-    }
-    let totals = listing.built.totals;
-    info!(rows = totals.rows, bytes = totals.bytes, took = ?start.elapsed(), "the tree is listed");
-    let mut headers = headers.lock().expect("no holder of this lock panics");
-    headers.compact(|object| listing.objects.contains_key(object));
-    Ok(listing)
-}
-
 /// Whether all blocks are what the header says.
 fn certifies(header: &SegmentHeader, bytes: &[u8]) -> bool {
     header.len() as usize == bytes.len()
@@ -483,12 +472,16 @@ fn certifies(header: &SegmentHeader, bytes: &[u8]) -> bool {
 }
 
 /// Whether a file may be signed. A modification time ahead of the clock says nothing, so ctime stands in for it.
-fn settled(stamp: &Stamp) -> Result<(), SegmentError> {
+fn settled(stamp: &Stamp, file: &File) -> Result<(), SegmentError> {
     let now = wall_clock_ns() as i128;
     let changed = if stamp.mtime.as_ns() > now { stamp.ctime } else { stamp.mtime };
     let age = now - changed.as_ns();
-    let settle = SETTLE.as_nanos() as i128;
-    if (0..settle).contains(&age) {
+    if !(0..SETTLE.as_nanos() as i128).contains(&age) {
+        return Ok(());
+    }
+    let is_closed = lease::is_open_for_writing(file) == Some(false);
+    let settle = if is_closed { CLOSED } else { SETTLE }.as_nanos() as i128;
+    if age < settle {
         let ready_in = Duration::from_nanos((settle - age) as u64);
         return Err(SegmentError::Unsettled { ready_in });
     }
@@ -506,5 +499,7 @@ fn random_generation() -> u64 {
     random.max(1)
 }
 
+#[cfg(test)]
+mod live_tests;
 #[cfg(test)]
 mod tests;

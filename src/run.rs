@@ -39,6 +39,7 @@ mod list;
 mod live;
 mod log;
 mod mount;
+mod privileges;
 mod search;
 mod secret;
 mod serve;

@@ -20,6 +20,7 @@ use crate::wire::head::PageHash;
 mod bits;
 mod gossip;
 mod keep;
+mod limits;
 mod link;
 mod pages;
 mod policy;
@@ -31,6 +32,7 @@ mod request;
 mod tests;
 mod trust;
 
+pub use limits::Table;
 pub use policy::Policy;
 
 use bits::Bits;
@@ -484,6 +486,12 @@ impl Node {
         self.links.get(&link).is_some_and(|link| link.greeted)
     }
 
+    /// Whether there is memory for a block. Without it a block that was checked must not be kept: its transfer was given up
+    /// in this very batch, and nothing counts what it takes.
+    pub fn has_room_for(&self, block: BlockId) -> bool {
+        self.store.is_taken(block)
+    }
+
     /// How many neighbours other than origins have or await all of a chunk's blocks, whether any was sent to lately, and
     /// the bytes a second that links carry.
     pub fn standing(&self, chunk: ChunkId, blocks: u32, now: Time) -> (usize, bool, u64) {
@@ -507,6 +515,7 @@ impl Node {
         self.measure();
         self.report_if_owed();
         self.meet();
+        self.ask_for_head();
         self.check_replica();
         self.check_pages();
         self.pull();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarmfs::catalogue::Kind;
-use swarmfs::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, ObjectId, Run, SegmentId, blocks_of};
+use swarmfs::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, MAX_BLOCKS, ObjectId, Run, SegmentId, blocks_of};
 use swarmfs::driver::{self, Client, discover};
 use swarmfs::keys::OriginKey;
 use swarmfs::origin::{StateDir, Tree};
@@ -200,17 +200,17 @@ fn absurd_runs_windows_and_segments_disturb_neither_reader_nor_origin() {
                         .map(|i| run(if i % 2 == 0 { object } else { strange(i) }, i * 7, MAX_RUN))
                         .collect(),
                     taken: (0..1000).map(chunk).collect(),
-                    lost: vec![run(object, u32::MAX - 511, 511)],
+                    lost: vec![run(object, MAX_BLOCKS - 511, 511)],
                     ..State::default()
                 }));
-                for first in [0, 64, u32::MAX - 63] {
+                for first in [0, 64, MAX_BLOCKS - 64] {
                     peer.say(&Frame::Want { transfer: WANTED | n, starving: true, run: run(object, first, 1) });
                     peer.say(&Frame::Want { transfer: WANTED | n, starving: true, run: run(strange(n), first, 60) });
                     peer.say(&Frame::Offer { id: n, runs: vec![run(object, first, 63)] });
                     // Of an offer that was never made; one outside its offer would end the link.
                     peer.say(&Frame::Accept { id: n + 1_000_000, run: run(object, first, 1) });
                 }
-                for index in [0, 1 << 20, u32::MAX / BLOCKS_PER_SEGMENT - 1] {
+                for index in [0, 1 << 20, MAX_BLOCKS / BLOCKS_PER_SEGMENT - 1] {
                     peer.say(&Frame::GetHeader(SegmentId { object, index }));
                 }
                 peer.say(&Frame::Cancel { transfer: n });

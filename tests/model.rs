@@ -83,6 +83,22 @@ fn an_unchanged_file_is_opened_in_a_newer_version() {
     assert_eq!(lookup(&fs, ROOT, b"g").unwrap().1.row.attributes().size, 5);
 }
 
+/// A look-up that came before the next tick took note of the version, and the tick found nothing new: the kernel went on
+/// believing that there is no such file, for as long as nothing else changed.
+#[test]
+fn a_newer_version_that_a_look_up_met_first_is_told_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "same").unwrap();
+    let node = DiskNode::new(dir.path(), 1);
+    let fs = start(&node, Settings::default());
+    assert_eq!(lookup(&fs, ROOT, b"g").map(drop), Err(Error::NotFound));
+    std::fs::write(dir.path().join("g"), "new").unwrap();
+    node.rescan();
+    lookup(&fs, ROOT, b"f").unwrap();
+    assert!(fs.tick(), "names are to be looked up again");
+    assert!(!fs.tick(), "once");
+}
+
 #[test]
 fn requests_that_wait_are_answered_when_interrupted_late_or_ended() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod lab;
 
 use lab::samples::{self, Digest};
 use lab::swarm::{self, MOUNT, SOON, complaint, swarmfs, wait_until};
-use lab::{Host, Lab, Link};
+use lab::{Host, Lab, Link, Running};
 
 const TREE: &str = "hidden-tree";
 const FILE: &str = "very-private-name";
@@ -24,7 +25,7 @@ fn write_secret(host: &Host, byte: u8) {
     host.sh(SOON, &format!("umask 077; printf '%s\\n' {} > {SECRET}", format!("{byte:02x}").repeat(32)));
 }
 
-fn make_tree(lab: &Lab) -> (std::path::PathBuf, Digest) {
+fn make_tree(lab: &Lab) -> (PathBuf, Digest) {
     let tree = lab.scratch().join("tree");
     std::fs::create_dir(&tree).unwrap();
     samples::random_file(&tree.join(FILE), SIZE, 21);
@@ -42,10 +43,22 @@ fn counter(host: &Host, name: &str) -> u64 {
     status(host)["counters"][name].as_u64().expect("the counter is there")
 }
 
+/// An origin that answers when this returns. Nobody asks for it on the network meanwhile: a command that has no secret
+/// would say so to whoever listens.
+fn serve(host: &Host, tree: &Path, more: &[&str]) -> Running {
+    let tree = tree.to_str().expect("build directories have plain names");
+    let mut origin = swarm::start(host, &[&["serve", tree, "--name", TREE], more].concat());
+    wait_until(SOON, "the origin answers", || {
+        assert!(origin.has_ended().is_none(), "the origin ended: {}", origin.log());
+        status(host).is_object().then_some(())
+    });
+    origin
+}
+
 /// What passes the switch while a node looks for the tree, mounts it, lists it and reads it whole; and the origin's key.
-fn overheard(lab: &Lab, tree: &std::path::Path, digest: Digest, more: &[&str]) -> (Vec<Vec<u8>>, String) {
+fn overheard(lab: &Lab, tree: &Path, digest: Digest, more: &[&str]) -> (Vec<Vec<u8>>, String) {
     let capture = lab.capture();
-    let mut origin = swarm::serve(lab.origin(), tree, TREE, more);
+    let mut origin = serve(lab.origin(), tree, more);
     let mut node = swarm::mount(lab.host(1), TREE, more);
     assert!(lab.host(1).sh(LONG, &format!("ls -l {MOUNT}")).contains(FILE));
     swarm::read(lab.host(1), FILE, &[]).finish(LONG).must_be(digest);
@@ -60,7 +73,7 @@ fn overheard(lab: &Lab, tree: &std::path::Path, digest: Digest, more: &[&str]) -
 }
 
 /// What somebody with a tap knows of names, keys and content.
-fn learned(frames: &[Vec<u8>], tree: &std::path::Path, key: &str) -> Vec<&'static str> {
+fn learned(frames: &[Vec<u8>], tree: &Path, key: &str) -> Vec<&'static str> {
     let content = std::fs::read(tree.join(FILE)).unwrap();
     let windows: HashSet<&[u8]> = content.chunks_exact(WINDOW).collect();
     let key: Vec<u8> = key.as_bytes().chunks(2).map(|pair| (digit(pair[0]) << 4) | digit(pair[1])).collect();
@@ -109,7 +122,7 @@ fn who_lacks_the_secret_sees_no_tree_and_is_told_why() {
     write_secret(lab.origin(), 0xa7);
     write_secret(node, 0xa7);
     write_secret(wrong, 0xa8);
-    let origin = swarm::serve(lab.origin(), &tree, TREE, &["--secret-file", SECRET]);
+    let origin = serve(lab.origin(), &tree, &["--secret-file", SECRET]);
     let mut without = swarm::start(open, &["ls", &format!("{TREE}:/")]);
     assert_ne!(without.wait(LONG).code(), Some(0));
     let said = without.log();
@@ -129,12 +142,13 @@ fn who_lacks_the_secret_sees_no_tree_and_is_told_why() {
     let options = format!("secret_file={SECRET}");
     let _mount = swarm::mount(node, TREE, &["-o", &options]);
     swarm::read(node, FILE, &[]).finish(LONG).must_be(digest);
-    assert!(counter(lab.origin(), "foreign_datagrams") >= 2);
+    wait_until(SOON, "they are counted", || (counter(lab.origin(), "foreign_datagrams") >= 2).then_some(()));
     for said in ["a node without a secret is on this network", "a node with another secret is on this network"] {
         assert_eq!(origin.log().matches(said).count(), 1, "said once: {}", origin.log());
     }
-    assert_eq!(status(lab.origin())["peers"].as_array().map(Vec::len), Some(1));
-    assert_eq!(status(open)["peers"].as_array().map(Vec::len), Some(0));
+    let peers = |host: &Host| status(host)["peers"].as_array().map_or(0, Vec::len);
+    wait_until(SOON, "who has the secret is a peer", || (peers(lab.origin()) == 1).then_some(()));
+    assert_eq!(peers(open), 0);
 }
 
 #[test]
@@ -142,7 +156,7 @@ fn strangers_that_knock_keep_nobody_out() {
     let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
     let (tree, digest) = make_tree(&lab);
     lab.hosts().iter().for_each(|host| write_secret(host, 0xa7));
-    let origin = swarm::serve(lab.origin(), &tree, TREE, &["--secret-file", SECRET]);
+    let origin = serve(lab.origin(), &tree, &["--secret-file", SECRET]);
     // More than can wait at once; they say nothing and stay.
     let address = (lab.origin().address(), 19024);
     let silent = lab.host(2).inside(|| {

@@ -2,6 +2,7 @@
 
 mod sim;
 
+use sim::conduct::Conduct;
 use sim::host::{Order, Plan, Setup};
 use sim::*;
 use swarmfs::swarm::Policy;
@@ -12,7 +13,7 @@ fn policy(mib: u64) -> Policy {
 }
 
 fn setup(rate: u64, readers: Vec<Plan>) -> Setup {
-    Setup { rate, policy: policy(160), liar: false, readers, start: 0, leaves: false }
+    Setup { rate, policy: policy(160), conduct: Conduct::Honest, readers, start: 0, leaves: false }
 }
 
 fn through(files: Vec<usize>) -> Vec<Plan> {
@@ -150,7 +151,7 @@ fn who_sends_wrong_blocks_is_dropped_and_harms_nobody() {
     let mut world = World::new(seed(1), Network::default());
     let file = world.tree.add(size, 0);
     world.origin(setup(rate, vec![]));
-    world.reader(Setup { liar: true, ..setup(rate, through(vec![file])) });
+    world.reader(Setup { conduct: Conduct::Liar, ..setup(rate, through(vec![file])) });
     for _ in 0..7 {
         world.reader(setup(rate, through(vec![file])));
     }
@@ -415,9 +416,9 @@ fn everybody_finishes_after_any_faults() {
         world.origin(setup(rate, vec![]));
         for index in 0..10 {
             let start = rng.u64(0..SECOND);
-            let liar = index == 9 && seed % 2 == 0;
+            let conduct = if index == 9 && seed % 2 == 0 { Conduct::Liar } else { Conduct::Honest };
             let policy = policy([32, 64, 160][index % 3]);
-            world.reader(Setup { start, liar, policy, ..setup(rate, through(files.clone())) });
+            world.reader(Setup { start, conduct, policy, ..setup(rate, through(files.clone())) });
         }
         let mut victims: Vec<usize> = (0..10).collect();
         rng.shuffle(&mut victims);

@@ -68,6 +68,9 @@ fn the_first_key_is_remembered_and_another_is_refused_until_it_is_accepted() {
     says(&mount, "somebody offers this tree with another key; ignored");
     assert!(mount.log().contains(&second) && mount.log().contains("key --forget images"), "{}", mount.log());
 
+    let shown = format!("{address} with key {second}");
+    wait_until(SOON, "status shows the rival", || done(mounted, &["status"]).contains(&shown).then_some(()));
+
     assert!(done(reader, &["ls", "images:", "--key", &key]).contains("hello"), "who names a key decides");
     refused(reader, &["ls", "images:"]);
     drop(mount);
@@ -129,7 +132,11 @@ fn a_state_that_was_asked_for_is_what_is_shown_whatever_the_tree_becomes() {
     assert!(done(mounted, &["status"]).contains(&first));
     assert!(done(reader, &["ls", "images:", "--head", &first]).contains("hello"));
 
+    assert!(!done(mounted, &["status"]).contains("not heard"));
     serving.kill();
+    wait_until(SOON, "status says who is missing", || {
+        done(mounted, &["status"]).contains("not heard for").then_some(())
+    });
     std::fs::write(tree.join("added"), "later").unwrap();
     let serving = swarm::serve(origin, &tree, "images", &[]);
     let second = head(&serving);

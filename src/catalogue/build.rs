@@ -9,6 +9,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::page::{Child, Draft, MAX_PAGE, sum, write_child, write_row};
+use super::revise::Leaf;
 use super::row::{Key, Row};
 use crate::wire::head::{PageHash, Totals};
 
@@ -82,18 +83,18 @@ struct Open {
 }
 
 #[derive(Clone)]
-struct OwnKey {
+pub(super) struct OwnKey {
     dir: Box<[u8]>,
     directory: bool,
     name: Box<[u8]>,
 }
 
 impl OwnKey {
-    fn of(key: Key) -> OwnKey {
+    pub fn of(key: Key) -> OwnKey {
         OwnKey { dir: key.dir.into(), directory: key.directory, name: key.name.into() }
     }
 
-    fn key(&self) -> Key<'_> {
+    pub fn key(&self) -> Key<'_> {
         Key { dir: &self.dir, directory: self.directory, name: &self.name }
     }
 }
@@ -111,6 +112,24 @@ impl Builder {
         self.totals = sum(self.totals, totals).ok_or(NotATree::Overflow)?;
         self.append(0, key, &write_row(row), totals, None);
         self.last = Some(OwnKey::of(key));
+        Ok(())
+    }
+
+    /// Whether the next row begins a page.
+    pub(super) fn is_between_pages(&self) -> bool {
+        self.open.first().is_none_or(|leaf| leaf.draft.items() == 0)
+    }
+
+    /// Adds a leaf of another catalogue whose rows come next, and would be cut as they are there. Between pages only.
+    pub(super) fn take_over(&mut self, leaf: &Leaf, bytes: Bytes) -> Result<(), NotATree> {
+        if self.open.is_empty() {
+            self.open.push(Open::new(0));
+        }
+        self.totals = sum(self.totals, leaf.totals).ok_or(NotATree::Overflow)?;
+        self.pages.insert(leaf.hash, bytes);
+        self.last = Some(leaf.first.clone());
+        let child = Child { key: leaf.first.key(), hash: leaf.hash, totals: leaf.totals };
+        self.append(1, child.key, &write_child(&child), child.totals, Some(leaf.hash));
         Ok(())
     }
 
@@ -198,10 +217,13 @@ pub(super) mod tests {
     use crate::catalogue::{Attributes, Kind, Page};
     use crate::chunk::ObjectId;
 
-    /// Pages so small that a few rows make a tree of many levels.
+    /// Makes pages so small that a few rows make a tree of many levels.
+    pub fn small() -> Builder {
+        Builder { cuts: Cuts { least: 180, one_in: 3, greatest: 1000 }, ..Builder::default() }
+    }
+
     pub fn build_small(rows: &[Row]) -> Built {
-        let cuts = Cuts { least: 180, one_in: 3, greatest: 1000 };
-        let mut builder = Builder { cuts, ..Builder::default() };
+        let mut builder = small();
         for row in rows {
             builder.push(row).unwrap();
         }

@@ -160,6 +160,20 @@ impl Page {
         (0..below).map(|index| self.child(index).hash)
     }
 
+    /// The objects that a leaf's rows name, in their order; none for an upper page.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectId> {
+        let rows = if self.level == 0 { self.len() } else { 0 };
+        (0..rows).map(|index| self.raw(index)).filter(|row| row.kind == FILE).map(|row| row.object)
+    }
+
+    /// A leaf's first row that names an object.
+    pub fn row_of(&self, object: &ObjectId) -> Option<Row> {
+        let rows = if self.level == 0 { self.len() } else { 0 };
+        let names =
+            |index: &usize| matches!(self.raw(*index), RawRow { kind: FILE, object: named, .. } if named == *object);
+        (0..rows).find(names).map(|index| self.row(index, None))
+    }
+
     /// Rows or pages right in it; at least one.
     pub(super) fn len(&self) -> usize {
         self.items.len()
@@ -320,7 +334,7 @@ fn write_name(out: &mut Writer, name: &[u8]) {
 
 fn kind_byte(kind: &Kind) -> u8 {
     match kind {
-        Kind::File { .. } => 0,
+        Kind::File { .. } => FILE,
         Kind::Symlink { .. } => 1,
         Kind::Fifo => 2,
         Kind::Socket => 3,
@@ -330,6 +344,7 @@ fn kind_byte(kind: &Kind) -> u8 {
     }
 }
 
+const FILE: u8 = 0;
 const DIRECTORY: u8 = 6;
 
 /// A row that was checked but not copied.

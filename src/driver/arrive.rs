@@ -45,6 +45,10 @@ impl Core {
     /// Checks a whole block against its header, or keeps it until the header comes.
     fn check_block(&mut self, link: LinkId, transfer: u32, run: Run, index: u32, bytes: Vec<u8>) {
         let block = crate::chunk::BlockId { object: run.object, index };
+        if !self.node.has_room_for(block) {
+            self.statistics.unexpected += 1;
+            return;
+        }
         let Some(segment) = self.shared.cache.segment(block.segment()) else {
             if let Some(io) = self.links.get_mut(&link) {
                 io.hold(transfer, index, bytes);
@@ -192,12 +196,12 @@ impl Core {
     fn on_foreign(&mut self, from: SocketAddr, sealed: bool, tell: Option<SocketAddr>) {
         self.statistics.foreign += 1;
         if !std::mem::replace(&mut self.statistics.told[usize::from(!sealed)], true) {
-            let who = match (sealed, self.net.secret.is_some()) {
-                (false, _) => "without a secret",
-                (true, true) => "with another secret",
-                (true, false) => "with a secret, which this one would need with --secret-file to join them",
+            let said = match (sealed, self.net.secret.is_some()) {
+                (false, _) => "a node without a secret is on this network; such nodes are ignored",
+                (true, true) => "a node with another secret is on this network; such nodes are ignored",
+                (true, false) => "a node with a secret is on this network; it takes --secret-file to join such nodes",
             };
-            tracing::info!(%from, "a node {who} is on this network; such ones are ignored");
+            tracing::info!(%from, "{said}");
         }
         if let Some(to) = tell
             && let Some(refusal) = self.mail.refusal(Instant::now())
@@ -213,8 +217,8 @@ impl Core {
         }
         if !answers {
             // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
-            if welcome.head.key == head.key && welcome.head.sequence > head.sequence && self.tree.is_none() {
-                self.adopt(welcome.head);
+            if welcome.head.key == head.key && (self.tree.is_none() || self.replica) {
+                self.on_head(&welcome.head);
             }
             return;
         }
@@ -224,17 +228,23 @@ impl Core {
         if self.tree.is_some() && !self.replica {
             return self.on_twin(from, &welcome);
         }
-        if welcome.head.sequence > head.sequence {
-            match self.net.head.filter(|pinned| *pinned != welcome.head.root) {
-                None => self.adopt(welcome.head.clone()),
-                Some(pinned) if welcome.head.sequence > self.passed_over => {
-                    self.passed_over = welcome.head.sequence;
-                    tracing::info!(now = %welcome.head.root, %pinned, "the tree changed; the state that was asked for stays");
-                }
-                Some(_) => {}
-            }
-        }
+        self.on_head(&welcome.head);
         self.handle(Input::Welcome { from, welcome });
+    }
+
+    /// A head of this tree, signed with its key. A newer one is adopted, unless another one is pinned.
+    fn on_head(&mut self, head: &TreeHead) {
+        if head.sequence <= self.head().sequence {
+            return;
+        }
+        match self.net.head.filter(|pinned| *pinned != head.root) {
+            None => self.adopt(head.clone()),
+            Some(pinned) if head.sequence > self.passed_over => {
+                self.passed_over = head.sequence;
+                tracing::info!(now = %head.root, %pinned, "the tree changed; the state that was asked for stays");
+            }
+            Some(_) => {}
+        }
     }
 
     /// Somebody offers this tree with another key than the one that counts here.
@@ -265,10 +275,13 @@ impl Core {
     }
 
     /// An origin's directory was listed and is another than before. A replica's head is not its own to make.
-    pub fn listed_anew(&mut self, own: TreeHead) {
-        match self.replica {
-            true => self.node.set_complete(own.root == self.head().root),
-            false => self.adopt(own),
+    pub fn listed_anew(&mut self) {
+        let Some(own) = self.tree.as_ref().map(|tree| tree.head()) else { return };
+        if self.replica {
+            self.node.set_complete(own.root == self.head().root);
+        } else if own.sequence > self.head().sequence {
+            self.errands.push(Errand::Announce(own.sequence));
+            self.adopt(own);
         }
     }
 
@@ -279,8 +292,6 @@ impl Core {
         *self.shared.head.write().expect("no holder of this lock panics") = Arc::new(head);
         if let Some(tree) = self.tree.clone().filter(|_| self.replica) {
             self.node.set_complete(tree.head().root == root);
-            // The copy may have been changed, too.
-            self.errands.push(Errand::Rescan);
         }
         self.handle(Input::Head { sequence });
         if self.prefetch && self.shared.page(&root).is_none() {

@@ -26,7 +26,7 @@ use crate::origin::{SegmentError, Tree};
 use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
 use crate::wire::codec::Malformed;
-use crate::wire::datagram::{Datagram, Join, Welcome};
+use crate::wire::datagram::{Datagram, Join, Peer, Welcome};
 use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
 use crate::wire::head::TreeHead;
 use crate::wire::header::SegmentHeader;
@@ -67,8 +67,6 @@ pub struct Core {
     pub me: NodeId,
     port: u16,
     budget: u64,
-    /// An origin's listing is under way, or ended so shortly ago that the next must wait.
-    pub rescanning: bool,
     /// Fetch the whole catalogue: it fits an eighth of the budget.
     pub prefetch: bool,
     pub began: Instant,
@@ -87,7 +85,8 @@ pub enum Errand {
     Prepare(SegmentId),
     Datagram(SocketAddr, Vec<u8>),
     Broadcast(Vec<u8>),
-    Rescan,
+    /// The head with this sequence is new.
+    Announce(u64),
 }
 
 #[derive(Default)]
@@ -178,7 +177,6 @@ impl Core {
             me,
             port,
             budget,
-            rescanning: false,
             prefetch,
             began,
             armed: Time(0),
@@ -242,9 +240,8 @@ impl Core {
                 }
             }
             Output::Welcome { to, peers } => {
-                let head = (*self.head()).clone();
-                let welcome = Welcome { node: self.me, port: self.port, origin: self.tree.is_some(), head, peers };
-                match self.mail.answer(to, &Datagram::Peers(Box::new(welcome))) {
+                let welcome = self.welcome(peers);
+                match self.mail.answer(to, &welcome) {
                     Ok(bytes) => self.errands.push(Errand::Datagram(to, bytes)),
                     Err(error) => tracing::error!(%error, "no random bytes for an answer"),
                 }
@@ -293,6 +290,20 @@ impl Core {
         let join = Join { node: self.me, port: self.port, sequence: head.sequence, position: 0, tree };
         let question = self.mail.question(&Datagram::Join(join), 0);
         question.inspect_err(|error| tracing::error!(%error, "no random bytes for a question")).ok()
+    }
+
+    /// There is another head. Nobody asked.
+    pub fn news(&mut self) -> Option<Vec<u8>> {
+        let welcome = self.welcome(Vec::new());
+        let news = self.mail.news(&welcome);
+        news.inspect_err(|error| tracing::error!(%error, "no random bytes for a new head")).ok()
+    }
+
+    /// Who this node is, which head it has, and who else there is.
+    fn welcome(&self, peers: Vec<Peer>) -> Datagram {
+        let head = (*self.head()).clone();
+        let origin = self.tree.is_some();
+        Datagram::Peers(Box::new(Welcome { node: self.me, port: self.port, origin, head, peers }))
     }
 
     fn queue(&mut self, link: LinkId, frame: &Frame) {
@@ -407,6 +418,7 @@ impl Core {
                 done(Standing { holders: holders as u32, sending, rate });
             }
             Command::Sent(bytes) => self.upload.count(bytes, Instant::now()),
+            Command::TreeChanged => self.listed_anew(),
             Command::Stop => {}
         }
     }
@@ -450,10 +462,6 @@ impl Core {
                 self.waiting.wake(segment, &self.shared);
             }
             Err(error) => {
-                // Its file is another one now, which only a new listing can show.
-                if matches!(error, SegmentError::Gone | SegmentError::Unknown) {
-                    self.errands.push(Errand::Rescan);
-                }
                 let reason = match error {
                     SegmentError::Gone | SegmentError::Unknown => PrepareError::Gone(GoneReason::Replaced),
                     SegmentError::Unreadable => PrepareError::Gone(GoneReason::Unreadable),
@@ -596,6 +604,7 @@ mod tests {
             readers: Default::default(),
             snapshot: Mutex::default(),
             thread: Mutex::new(None),
+            following: Mutex::new(None),
         });
         let role = Role::Reader { answers: Vec::new() };
         let net = NetSettings::default();

@@ -23,8 +23,14 @@ const HOUSEKEEPING: Duration = Duration::from_millis(100);
 const TIDY: Duration = Duration::from_secs(60);
 /// How often an origin asks who else offers its tree.
 const RIVALS: Duration = Duration::from_secs(30);
-/// How often an origin lists its tree again, at most, because a reader found a file changed.
-const RESCAN: Duration = Duration::from_secs(1);
+/// When a changed head is broadcast: links tell of it, too, but not whoever is about to find its link dead.
+const ANNOUNCED: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
 
 /// Lets a batch of events take effect and starts what it gave rise to.
 pub fn settle(core: &Handle) {
@@ -51,7 +57,7 @@ async fn run_errand(core: Handle, errand: Errand) {
             core.borrow_mut().prepared(segment, result);
             settle(&core);
         }
-        Errand::Rescan => rescan(core).await,
+        Errand::Announce(sequence) => announce(core, sequence).await,
         Errand::Datagram(to, bytes) => {
             let socket = core.borrow().socket.clone();
             if let Some(socket) = socket
@@ -82,27 +88,22 @@ async fn run_errand(core: Handle, errand: Errand) {
     }
 }
 
-/// Lists an origin's tree again. A request that comes while that goes on is met by it or by the pause after it: the next
-/// reader that finds a file changed asks again.
-async fn rescan(core: Handle) {
-    let tree = {
-        let mut core = core.borrow_mut();
-        let Some(tree) = core.tree.clone() else { return };
-        if std::mem::replace(&mut core.rescanning, true) {
-            return;
+/// Tells the network of an origin's new head, until there is a newer one.
+async fn announce(core: Handle, sequence: u64) {
+    let begin = tokio::time::Instant::now();
+    for at in ANNOUNCED {
+        tokio::time::sleep_until(begin + at).await;
+        let bytes = {
+            let mut core = core.borrow_mut();
+            if core.head().sequence != sequence {
+                return;
+            }
+            core.news()
+        };
+        if let Some(bytes) = bytes {
+            Box::pin(run_errand(core.clone(), Errand::Broadcast(bytes))).await;
         }
-        tree
-    };
-    let listed = tree.clone();
-    match tokio::task::spawn_blocking(move || listed.rescan()).await {
-        Ok(Ok(true)) => core.borrow_mut().listed_anew(tree.head()),
-        Ok(Ok(false)) => {}
-        Ok(Err(error)) => tracing::error!(%error, "the tree cannot be listed again; its last listing is served"),
-        Err(error) => tracing::error!(%error, "listing the tree failed"),
     }
-    settle(&core);
-    tokio::time::sleep(RESCAN).await;
-    core.borrow_mut().rescanning = false;
 }
 
 /// The event loop, until a client stops it.

@@ -98,7 +98,7 @@ pub enum DiscoverError {
     #[error("the tree is offered with another key than the one given")]
     WrongKey(Vec<Offer>),
     #[error("the tree is offered with another key than the one remembered")]
-    KeyChanged { tree: TreeName, known: Known, offers: Vec<Offer> },
+    KeyChanged { tree: TreeName, known: Box<Known>, offers: Vec<Offer> },
     #[error("the tree is offered in another state than the one given")]
     OtherHead { wanted: PageHash, offers: Vec<(Offer, PageHash)> },
     #[error("the tree is not offered")]
@@ -263,7 +263,9 @@ impl Found {
 fn refusal(strange: &[(SocketAddr, Welcome)], key: Option<PublicKey>, remembered: Remembered) -> DiscoverError {
     let tree = &strange[0].1.head.name;
     match (key, remembered(tree)) {
-        (None, Some(known)) => DiscoverError::KeyChanged { tree: tree.clone(), known, offers: offers(strange) },
+        (None, Some(known)) => {
+            DiscoverError::KeyChanged { tree: tree.clone(), known: Box::new(known), offers: offers(strange) }
+        }
         _ => DiscoverError::WrongKey(offers(strange)),
     }
 }
@@ -358,7 +360,7 @@ mod tests {
         assert_eq!((found.head.key, found.offers.len(), found.strange.len()), (key(1), 1, 1));
         let changed = choose(&[other.clone()], None);
         assert!(
-            matches!(&changed, Err(DiscoverError::KeyChanged { known: k, offers, .. }) if *k == known && offers.len() == 1),
+            matches!(&changed, Err(DiscoverError::KeyChanged { known: k, offers, .. }) if **k == known && offers.len() == 1),
             "{changed:?}"
         );
         assert_eq!(choose(&[other.clone()], Some(key(2))).unwrap().head.key, key(2));

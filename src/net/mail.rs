@@ -92,6 +92,12 @@ impl Mail {
         Ok(envelope.seal(nonce()?, 0, question, &answer.encode_bare()).0)
     }
 
+    /// What nobody asked for.
+    pub fn news(&mut self, news: &Datagram) -> io::Result<Vec<u8>> {
+        let Some(envelope) = &self.envelope else { return Ok(news.encode()) };
+        Ok(envelope.seal(nonce()?, 0, Token::default(), &news.encode_bare()).0)
+    }
+
     pub fn hear(&mut self, from: SocketAddr, bytes: &[u8]) -> Heard {
         let sealed = sealed::is_sealed(bytes);
         let own = self.envelope.as_ref().and_then(|envelope| envelope.open(bytes));

@@ -141,6 +141,9 @@ impl Headers {
 
     /// Copies what is of use to a new file, if that is less than half. `live` tells the objects of the tree as it is.
     pub fn compact(&mut self, live: impl Fn(&ObjectId) -> bool) {
+        if self.end < SLACK {
+            return;
+        }
         let dead = self.end - START - self.used.min(self.end - START);
         let retired: u64 = self
             .headers
@@ -148,7 +151,7 @@ impl Headers {
             .filter(|(segment, _)| !live(&segment.object))
             .map(|(_, place)| place.record_len())
             .sum();
-        if self.end < SLACK || (dead + retired) * 2 < self.end {
+        if (dead + retired) * 2 < self.end {
             return;
         }
         let before = self.end;

@@ -24,8 +24,20 @@ pub(super) struct Held {
     pub base: ObjectId,
     pub size: u64,
     pub mtime: Time,
+    /// Device and inode: another file may be at its path.
+    pub inode: (u64, u64),
     /// The ctime for which what was signed is known to be the content. Locked while that is looked into.
     pub confirmed: Mutex<Option<Time>>,
+}
+
+impl Held {
+    /// Whether this is the version of its path, size and time that has this generation.
+    pub fn is_of(&self, generation: u64) -> bool {
+        match generation {
+            0 => self.object == self.base,
+            _ => self.object == ObjectId::of_version(&self.path, self.size, self.mtime.as_ns(), generation),
+        }
+    }
 }
 
 pub(super) struct HeldFiles {
@@ -44,6 +56,11 @@ impl HeldFiles {
         let (held, used) = files.get_mut(object)?;
         *used = now;
         Some(held.clone())
+    }
+
+    /// An open file, if there is one; its time of being asked for stays what it was.
+    pub fn peek(&self, object: &ObjectId) -> Option<Arc<Held>> {
+        self.files.lock().expect("no holder of this lock panics").peek(object).map(|(held, _)| held.clone())
     }
 
     /// Keeps a file open; one that another thread opened meanwhile stays instead.
@@ -101,6 +118,7 @@ mod tests {
             base: ObjectId(id),
             size: 0,
             mtime: Time::default(),
+            inode: (0, 0),
             confirmed: Mutex::new(None),
         })
     }

@@ -1,4 +1,4 @@
-//! The walk: a directory tree becomes rows, in catalogue order, by `lstat` alone.
+//! The walk: a directory tree, or a part of one, becomes rows, in catalogue order, by `lstat` alone.
 //!
 //! It reads no file's content and follows no link. What it cannot list it shows as far as it can and says so: one
 //! unreadable directory is no reason not to serve the rest. The files of a directory come before its subdirectories, so
@@ -7,26 +7,19 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 
 use super::root::{Root, attributes_of};
-use crate::catalogue::{Builder, Built, Kind, MAX_DIR, MAX_XATTRS, NotATree, Row, Time, Xattr};
+use crate::catalogue::{Kind, MAX_DIR, MAX_XATTRS, NotATree, Row, Time, Xattr};
 use crate::chunk::ObjectId;
 
 /// Warnings kept with their text; the rest are only counted.
 const MAX_WARNINGS: usize = 100;
 /// Bytes in the longest list of attribute names and the longest value that Linux has.
 const XATTR_LIMIT: usize = 64 * 1024;
-
-/// A tree as it was when it was walked.
-pub(super) struct Listing {
-    pub built: Built,
-    /// Rank of the first row that has the object.
-    pub objects: HashMap<ObjectId, u64>,
-    pub report: Report,
-}
 
 /// What a walk met that a user wants to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,69 +32,122 @@ pub struct Report {
     pub mounts: u64,
 }
 
+impl Report {
+    /// Both together.
+    pub(super) fn and(mut self, more: Report) -> Report {
+        self.warned += more.warned;
+        self.mounts += more.mounts;
+        self.warnings.extend(more.warnings);
+        self.warnings.truncate(MAX_WARNINGS);
+        self
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     pub path: Vec<u8>,
     pub why: String,
 }
 
-/// Walks the tree. `generation` says which generation of a version is current, given the id of its generation 0.
-pub(super) fn list(root: &Root, generation: impl Fn(&ObjectId) -> u64) -> Result<Listing, NotATree> {
-    let mut walk = Walk {
-        builder: Builder::default(),
-        rows: 0,
-        objects: HashMap::new(),
-        links: HashMap::new(),
-        report: Report::default(),
-        generation,
-        buffer: vec![0; XATTR_LIMIT],
-    };
-    // Directories still to be listed, the next one last.
-    let mut ahead: Vec<Arc<[u8]>> = vec![Arc::default()];
-    while let Some(path) = ahead.pop() {
-        let listed = root.directory(&path).and_then(|fd| {
-            let stat = if path.is_empty() { root.stat()? } else { rustix::fs::fstat(&fd)? };
-            Ok((Dir::new(fd)?, stat))
-        });
-        match listed {
-            Ok((mut dir, stat)) => {
-                if path.is_empty() {
-                    walk.root_row(dir.fd().ok(), &stat)?;
-                }
-                walk.directory(&path, &mut dir, &stat, &mut ahead)?;
-            }
-            Err(error) => {
-                if path.is_empty() {
-                    // Shown empty, like any other directory that cannot be listed.
-                    let stat = root.stat().map_err(|_| NotATree::NoRoot)?;
-                    walk.root_row(None, &stat)?;
-                }
-                walk.warn(&path, format!("it is shown empty: {error}"));
-            }
-        }
-    }
-    Ok(Listing { built: walk.builder.finish()?, objects: walk.objects, report: walk.report })
+/// What a walk asks of its tree.
+pub(super) trait Known {
+    /// Which generation of a version is current, given the id of its generation 0.
+    fn generation(&self, base: &ObjectId) -> u64;
+    /// A directory is about to be listed.
+    fn entering(&self, path: &Arc<[u8]>, dir: BorrowedFd);
+    /// The row to show instead of a regular file that is being written: the one before, or none. `age` is since it was
+    /// last written.
+    fn standing(&self, path: &[u8], age: Duration) -> Option<Option<Row>>;
+    /// Nobody wants the walk to go on.
+    fn is_over(&self) -> bool;
 }
 
-struct Walk<G> {
-    builder: Builder,
-    rows: u64,
-    objects: HashMap<ObjectId, u64>,
+/// One walk, of all or of parts.
+pub(super) struct Walk<'a, K> {
+    root: &'a Root,
+    known: &'a K,
     /// Files with more than one link, by device and inode: the object of their first path, and what it was made of.
     links: HashMap<(u64, u64), (ObjectId, u64, Time)>,
     report: Report,
-    generation: G,
     buffer: Vec<u8>,
 }
 
-impl<G: Fn(&ObjectId) -> u64> Walk<G> {
-    fn root_row(&mut self, fd: Option<BorrowedFd>, stat: &Stat) -> Result<(), NotATree> {
-        let xattrs = fd.map(|fd| self.xattrs(fd, b"", b".")).unwrap_or_default();
-        let row = Row::new(*b"", *b"", Kind::Directory, attributes_of(stat), xattrs);
-        match row {
-            Ok(row) => self.push(&row),
-            Err(_) => Err(NotATree::NoRoot),
+/// Takes rows as they are made, in catalogue order.
+type Sink<'a> = dyn FnMut(Row) -> Result<(), NotATree> + 'a;
+
+impl<'a, K: Known> Walk<'a, K> {
+    pub fn new(root: &'a Root, known: &'a K) -> Walk<'a, K> {
+        Walk { root, known, links: HashMap::new(), report: Report::default(), buffer: vec![0; XATTR_LIMIT] }
+    }
+
+    /// Whether any file that was met has more than one link.
+    pub fn met_links(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    pub fn finish(self) -> Report {
+        self.report
+    }
+
+    /// Makes the rows of a whole tree.
+    pub fn tree(&mut self, sink: &mut Sink) -> Result<(), NotATree> {
+        self.subtree(b"", sink)
+    }
+
+    /// Makes the rows of all that is below a directory; the root's own row, too.
+    pub fn subtree(&mut self, top: &[u8], sink: &mut Sink) -> Result<(), NotATree> {
+        // Directories still to be listed, the next one last.
+        let mut ahead: Vec<Arc<[u8]>> = vec![top.into()];
+        while let Some(path) = ahead.pop() {
+            if self.known.is_over() {
+                return Ok(());
+            }
+            let listed = self.root.directory(&path).and_then(|fd| {
+                let stat = if path.is_empty() { self.root.stat()? } else { rustix::fs::fstat(&fd)? };
+                self.known.entering(&path, fd.as_fd());
+                Ok((Dir::new(fd)?, stat))
+            });
+            match listed {
+                Ok((mut dir, stat)) => {
+                    if path.is_empty() {
+                        sink(self.root_row(dir.fd().ok(), &stat)?)?;
+                    }
+                    self.directory(&path, &mut dir, &stat, &mut ahead, sink)?;
+                }
+                Err(error) => {
+                    if path.is_empty() {
+                        // Shown empty, like any other directory that cannot be listed.
+                        let stat = self.root.stat().map_err(|_| NotATree::NoRoot)?;
+                        sink(self.root_row(None, &stat)?)?;
+                    }
+                    // Unless it went meanwhile, which is told by itself.
+                    if path.len() == top.len() || error != Errno::NOENT {
+                        self.warn(&path, format!("it is shown empty: {error}"));
+                    }
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Makes the row of one path, if there is something that can be shown.
+    pub fn name(&mut self, path: &[u8]) -> Result<Option<Row>, NotATree> {
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        let Ok(fd) = self.root.directory(dir) else { return Ok(None) };
+        if path.is_empty() {
+            let stat = self.root.stat().map_err(|_| NotATree::NoRoot)?;
+            return self.root_row(Some(fd.as_fd()), &stat).map(Some);
+        }
+        let Ok(parent) = rustix::fs::fstat(&fd) else { return Ok(None) };
+        Ok(self.row(&dir.into(), fd.as_fd(), name, &parent))
+    }
+
+    fn root_row(&mut self, fd: Option<BorrowedFd>, stat: &Stat) -> Result<Row, NotATree> {
+        let xattrs = fd.map(|fd| self.xattrs(fd, b"", b".")).unwrap_or_default();
+        Row::new(*b"", *b"", Kind::Directory, attributes_of(stat), xattrs).map_err(|_| NotATree::NoRoot)
     }
 
     /// Makes the rows of one directory, and adds its subdirectories to what lies ahead.
@@ -111,6 +157,7 @@ impl<G: Fn(&ObjectId) -> u64> Walk<G> {
         dir: &mut Dir,
         stat: &Stat,
         ahead: &mut Vec<Arc<[u8]>>,
+        sink: &mut Sink,
     ) -> Result<(), NotATree> {
         let mut names: Vec<Box<[u8]>> = Vec::new();
         while let Some(entry) = dir.read() {
@@ -135,26 +182,17 @@ impl<G: Fn(&ObjectId) -> u64> Walk<G> {
                 None => {}
             }
         }
-        for row in files.iter().chain(&directories) {
-            self.push(row)?;
+        let below: Vec<Vec<u8>> = directories.iter().map(Row::path).collect();
+        for row in files.into_iter().chain(directories) {
+            sink(row)?;
         }
-        for row in directories.iter().rev() {
-            let path = row.path();
+        for path in below.into_iter().rev() {
             if path.len() <= MAX_DIR {
                 ahead.push(path.into());
             } else {
                 self.warn(&path, "it is shown empty: its path is longer than 4095 bytes".to_owned());
             }
         }
-        Ok(())
-    }
-
-    fn push(&mut self, row: &Row) -> Result<(), NotATree> {
-        self.builder.push(row)?;
-        if let Some(object) = row.object() {
-            self.objects.entry(object).or_insert(self.rows);
-        }
-        self.rows += 1;
         Ok(())
     }
 
@@ -171,6 +209,11 @@ impl<G: Fn(&ObjectId) -> u64> Walk<G> {
         };
         if stat.st_dev != parent.st_dev {
             self.report.mounts += 1;
+        }
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && let Some(standing) = self.known.standing(&join(dir, name), age(attributes_of(&stat).mtime))
+        {
+            return standing;
         }
         let kind = match self.kind(dir, fd, name, &stat) {
             Ok(kind) => kind,
@@ -209,9 +252,9 @@ impl<G: Fn(&ObjectId) -> u64> Walk<G> {
     #[allow(clippy::unnecessary_cast)]
     fn object(&mut self, dir: &[u8], name: &[u8], stat: &Stat) -> ObjectId {
         let (size, mtime) = (stat.st_size as u64, attributes_of(stat).mtime);
-        let path = if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() };
+        let path = join(dir, name);
         let made = |generation| ObjectId::of_version(&path, size, mtime.as_ns(), generation);
-        let current = || match (self.generation)(&made(0)) {
+        let current = || match self.known.generation(&made(0)) {
             0 => made(0),
             generation => made(generation),
         };
@@ -272,6 +315,16 @@ impl<G: Fn(&ObjectId) -> u64> Walk<G> {
             self.report.warnings.push(Warning { path, why });
         }
     }
+}
+
+/// How long ago a moment was; a time to come is as good as now.
+fn age(time: Time) -> Duration {
+    let age = i128::from(super::wall_clock_ns()) - time.as_ns();
+    Duration::from_nanos(u64::try_from(age.max(0)).unwrap_or(u64::MAX))
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }
 
 const PERMISSIONS: [&[u8]; 3] = [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];

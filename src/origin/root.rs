@@ -5,7 +5,7 @@
 //! itself.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -30,6 +30,22 @@ impl Root {
         Ok(Root { directory, has_openat2: AtomicBool::new(true) })
     }
 
+    /// As if the kernel had no `openat2`.
+    #[cfg(test)]
+    pub fn forget_openat2(&self) {
+        self.has_openat2.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether this is the directory that is at `dir` now.
+    pub fn is_at(&self, dir: &Path) -> Result<bool> {
+        let (here, there) = (self.stat()?, rustix::fs::stat(dir)?);
+        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
     pub fn stat(&self) -> Result<Stat> {
         rustix::fs::statat(&self.directory, c".", AtFlags::empty())
     }
@@ -39,10 +55,22 @@ impl Root {
         self.beneath(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)
     }
 
-    /// Opens a file by its path below the root. Whether it is regular, the caller looks afterwards: a fifo or a
-    /// terminal put in its place does not hold this up.
+    /// Opens a regular file by its path below the root. Whatever else is there is looked at and not opened (a device may
+    /// do something when it is, a fifo may wait): that is `NXIO`.
     pub fn file(&self, path: &[u8]) -> Result<File> {
-        self.beneath(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC).map(File::from)
+        let found = self.beneath(path, OFlags::PATH | OFlags::CLOEXEC)?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink => return Err(Errno::LOOP),
+            _ => return Err(Errno::NXIO),
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // That very file, whatever is at its path by now.
+        match rustix::fs::open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
+            // Without /proc it is looked up once more.
+            Err(Errno::NOENT | Errno::NOTDIR) => self.beneath(path, flags).map(File::from),
+            opened => opened.map(File::from),
+        }
     }
 
     fn beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
@@ -90,6 +118,8 @@ impl Root {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     pub regular: bool,
+    /// Device and inode.
+    pub inode: (u64, u64),
     pub size: u64,
     pub mtime: Time,
     /// Moves with every change of content or attributes; no program can set it.
@@ -97,16 +127,22 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    #[allow(clippy::unnecessary_cast)]
     pub fn of(file: &File) -> Result<Stamp> {
         let stat = rustix::fs::fstat(file)?;
         let attributes = attributes_of(&stat);
         Ok(Stamp {
-            regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+            regular: is_regular(&stat),
+            inode: (stat.st_dev as u64, stat.st_ino as u64),
             size: attributes.size,
             mtime: attributes.mtime,
             ctime: ctime_of(&stat),
         })
     }
+}
+
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
 // The fields' types differ from one architecture to the next.

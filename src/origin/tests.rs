@@ -6,25 +6,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use super::*;
-use crate::catalogue::{Entry, Kind};
+use crate::catalogue::{Entry, Kind, View};
 
 /// A directory that is served, and the state of its origin.
-struct Served {
-    dir: tempfile::TempDir,
-    state: tempfile::TempDir,
+pub(super) struct Served {
+    pub dir: tempfile::TempDir,
+    pub state: tempfile::TempDir,
 }
 
 impl Served {
-    fn new() -> Served {
+    pub fn new() -> Served {
         Served { dir: tempfile::tempdir().unwrap(), state: tempfile::tempdir().unwrap() }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
     /// Writes a file whose last change was a minute ago, so that it is settled.
-    fn write(&self, path: &str, bytes: &[u8]) -> PathBuf {
+    pub fn write(&self, path: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -32,7 +32,7 @@ impl Served {
         path
     }
 
-    fn open(&self) -> Tree {
+    pub fn open(&self) -> Tree {
         let state = StateDir::at(self.state.path()).unwrap();
         let key = state.key().unwrap();
         Tree::open(self.dir.path(), "images".parse().unwrap(), &state, key).unwrap()
@@ -43,25 +43,25 @@ fn set_age(path: &Path, age: Duration) {
     File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
 }
 
-fn modified(path: &Path) -> SystemTime {
+pub(super) fn modified(path: &Path) -> SystemTime {
     fs::metadata(path).unwrap().modified().unwrap()
 }
 
-fn set_modified(path: &Path, time: SystemTime) {
+pub(super) fn set_modified(path: &Path, time: SystemTime) {
     OpenOptions::new().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
-fn look_up(tree: &Tree, dir: &[u8], name: &[u8]) -> Entry {
+pub(super) fn look_up(tree: &Tree, dir: &[u8], name: &[u8]) -> Entry {
     let snapshot = tree.snapshot();
     let view = View::new(snapshot.head.root, snapshot.head.root_level);
     view.row(&*snapshot, dir, name).unwrap().expect("in the tree")
 }
 
-fn object(tree: &Tree, name: &str) -> ObjectId {
+pub(super) fn object(tree: &Tree, name: &str) -> ObjectId {
     look_up(tree, b"", name.as_bytes()).row.object().expect("a regular file")
 }
 
-fn read(tree: &Tree, object: ObjectId, index: u32) -> Result<Vec<u8>, SegmentError> {
+pub(super) fn read(tree: &Tree, object: ObjectId, index: u32) -> Result<Vec<u8>, SegmentError> {
     let mut bytes = Vec::new();
     let header = tree.segment(SegmentId { object, index }, &mut bytes)?;
     assert_eq!(header.segment(), SegmentId { object, index });

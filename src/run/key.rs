@@ -93,7 +93,7 @@ fn import(state: &StateDir, file: &Path, force: bool, out: &mut dyn Write) -> Re
         Imported::Same => writeln!(out, "the key {fingerprint} was this host's already"),
         Imported::New => writeln!(out, "the key {fingerprint} is this host's now"),
         Imported::Replaced { before, aside } => {
-            let before = before.map_or("a damaged one".to_owned(), |key| key.fingerprint());
+            let before = before.as_deref().unwrap_or("a damaged one");
             writeln!(
                 out,
                 "the key {fingerprint} is this host's now, in place of {before}, which was put aside as {}; a `swarmfs \

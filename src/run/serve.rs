@@ -18,6 +18,7 @@ pub fn serve(args: ServeArgs, file: &FileSettings) -> Result<(), RunError> {
     super::log_to(args.log_file.as_deref().or(file.log_file.as_deref()))?;
     let (settings, mut net, cache) = args.settings(file, ram_bytes());
     secret::read(&mut net)?;
+    super::privileges::give_up(net.base_port());
     let replica = settings.replica;
     let (dir, name) = tree_of(settings)?;
     let runtime = live::runtime()?;

@@ -18,9 +18,9 @@ pub enum Imported {
     /// It was this host's already.
     Same,
     New,
-    /// The one before is in this file.
+    /// The one before, told by its fingerprint unless it was damaged, is in this file.
     Replaced {
-        before: Option<PublicKey>,
+        before: Option<String>,
         aside: PathBuf,
     },
 }
@@ -111,16 +111,16 @@ impl StateDir {
                 Err(source) => Err(fail(source)),
             };
         };
-        let before = parse(&found).map(|seed| OriginKey::from_seed(&seed).public());
-        if before == Some(key.public()) {
+        let is = parse(&found).map(|seed| OriginKey::from_seed(&seed).public());
+        if is == Some(key.public()) {
             keep_secret(&path);
             return Ok(Imported::Same);
         }
+        let before = is.map(|key| key.fingerprint());
         if !force {
-            return Err(StateError::OtherKey(before.map_or("which is damaged".to_owned(), |key| key.fingerprint())));
+            return Err(StateError::OtherKey(before.unwrap_or_else(|| "which is damaged".to_owned())));
         }
-        let name = before.map_or("damaged".to_owned(), |key| key.fingerprint());
-        let aside = path.with_extension(format!("key.{name}"));
+        let aside = path.with_extension(format!("key.{}", before.as_deref().unwrap_or("damaged")));
         replace(&aside, &found).map_err(fail)?;
         replace(&path, &key.text()).map_err(fail)?;
         Ok(Imported::Replaced { before, aside })
@@ -220,7 +220,7 @@ mod tests {
         );
         assert_eq!(state.key().unwrap().public(), old.public());
         let Imported::Replaced { before, aside } = state.import_key(&new, true).unwrap() else { panic!() };
-        assert_eq!(before, Some(old.public()));
+        assert_eq!(before, Some(old.public().fingerprint()));
         assert_eq!(state.key().unwrap().public(), new.public());
         assert_eq!(std::fs::read_to_string(&aside).unwrap(), old.text());
         let file = dir.path().join("file");

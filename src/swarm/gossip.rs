@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::bits::Bits;
 use super::link::by_chunk;
 use super::policy::WHOLE;
-use super::{LinkId, Node, Time};
+use super::{LinkId, Node, Policy, Table, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
 use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 
@@ -32,8 +32,9 @@ const SHORT_REPORT: usize = 64;
 const FULL_REPORT: u64 = 2_000_000;
 /// How often an origin is asked for the head that it named: the answer may be lost, or be older than the question.
 const HEAD_PAUSE: u64 = 100_000;
+const LAST_HEAD: u64 = 10_000_000;
 /// Origins remembered beside them: whoever claims to be one is dialled whatever the number of links.
-const MAX_ORIGINS: usize = 32;
+pub const MAX_ORIGINS: usize = 32;
 /// How often rates are measured; and how soon, if more than so many bytes a second come, which on slower links is too
 /// little to tell.
 const MEASURED: u64 = 300_000;
@@ -118,6 +119,9 @@ pub struct Gossip {
     next_ask: Time,
     next_meet: Time,
     next_head: Time,
+    /// The newest that was asked for, and the pause until it is asked for again.
+    asked_head: u64,
+    head_pause: u64,
     /// Bytes received and sent since the last measurement.
     received: u64,
     sent: u64,
@@ -149,6 +153,8 @@ impl Gossip {
             next_ask: now.plus(250_000),
             next_meet: now,
             next_head: now,
+            asked_head: 0,
+            head_pause: HEAD_PAUSE,
             received: 0,
             sent: 0,
             measured: now,
@@ -156,6 +162,16 @@ impl Gossip {
             send_rate: 0,
             best_rate: 0,
         }
+    }
+
+    pub fn tables(&self, policy: &Policy) -> [Table; 3] {
+        // Of a chunk that is held, or was dropped since.
+        let most = 2 * policy.budget_blocks as usize;
+        [
+            Table::new("peers known", self.known.len(), MAX_KNOWN),
+            Table::new("changes untold to neighbours", self.neighbours.changed.len(), most),
+            Table::new("changes untold to origins", self.origins.changed.len(), most),
+        ]
     }
 
     pub fn dirty(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
 use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State, WANTED};
 
 /// Chunks of one neighbour that are kept track of: 64 GiB. Of a larger cache the rest is as if it were not there.
-const MAX_CHUNKS: usize = 4096;
+pub const MAX_CHUNKS: usize = 4096;
 
 /// Blocks on their way to a neighbour.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +115,11 @@ impl Link {
             last_served: None,
             record: Record::default(),
         }
+    }
+
+    /// How many chunks are kept track of.
+    pub fn chunks(&self) -> usize {
+        self.taken.len()
     }
 
     pub fn taken(&self, chunk: ChunkId) -> Bits {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lru::LruCache;
 
-use super::{LinkId, Node, Output, Time};
+use super::{LinkId, Node, Output, Table, Time};
 use crate::wire::frame::Frame;
 use crate::wire::head::PageHash;
 
@@ -54,6 +54,17 @@ impl PageDesk {
             unanswered: BTreeMap::new(),
             queue: VecDeque::new(),
         }
+    }
+
+    pub fn tables(&self) -> [Table; 4] {
+        let demanded = self.wanted.values().filter(|want| want.demanded).count();
+        let unanswered = self.unanswered.values().map(BTreeSet::len).max().unwrap_or(0);
+        [
+            Table::new("pages' KiB", (self.bytes / 1024) as usize, (self.budget / 1024) as usize),
+            Table::new("pages wanted ahead", self.wanted.len() - demanded, MAX_AHEAD),
+            Table::new("pages' queue", self.queue.len(), 2 * (MAX_AHEAD + demanded)),
+            Table::new("pages a link was asked for", unanswered, MAX_AHEAD),
+        ]
     }
 
     /// Whoever was asked over this link must be asked elsewhere, at the next tick.

@@ -1,5 +1,6 @@
 //! The numbers the swarm decides by, each with its reason. Times are in microseconds.
 
+use super::gossip::MAX_ORIGINS;
 use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK};
 
 const MS: u64 = 1_000;
@@ -140,6 +141,11 @@ impl Policy {
     /// Connections in both directions: twice what a node opens is the mean of a crowd. An origin knows everybody.
     pub fn most_links(&self, rate: u64, origin: bool) -> usize {
         if origin { 16_384 } else { 2 * self.links(rate) }
+    }
+
+    /// All connections, those being opened among them: what comes in, what is dialled, and origins that answered.
+    pub fn most_connections(&self, origin: bool) -> usize {
+        self.most_links(u64::MAX, origin) + 3 * self.links + MAX_ORIGINS
     }
 
     /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways. As many are

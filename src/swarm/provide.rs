@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
-use super::{LinkId, Time};
+use super::{LinkId, Table, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, ObjectId, Run, SegmentId};
 use crate::wire::frame::GoneReason;
 
@@ -24,16 +24,20 @@ const FAST: u64 = 60_000_000;
 /// Segments that an origin reads at once: one is hashed while the next is read.
 pub const PREPARING: usize = 4;
 /// Transfers that one neighbour may pull at once.
-const PULLED: usize = 32;
+pub const PULLED: usize = 32;
 /// Transfers to all neighbours at once, beyond which nothing can be pulled.
 const MOST_UPLOADS: usize = 96;
 /// Headers that one neighbour may wait for.
-const HEADER_WAITS: usize = 64;
+pub const HEADER_WAITS: usize = 64;
 /// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
 /// than anybody could pass them on.
 const MAX_SENT: usize = 4096;
 /// Chunks whose copies are counted. A peer can name as many as it likes; those beyond count as if nobody had them.
 const MAX_COPIES: usize = 8192;
+/// Pulls that wait for an object's size, which the tree says in the same batch.
+const MAX_PARKED: usize = 1024;
+/// Objects, and segments, that could not be read and are remembered as such.
+pub const MAX_FAILED: usize = 4096;
 /// An offer not answered for so long is withdrawn.
 const UNANSWERED: u64 = 3_000_000;
 /// How long it is believed that an object cannot be read: a disk recovers, a file is put back.
@@ -75,6 +79,17 @@ impl Provide {
     /// Whether some of a chunk is being read from disk: then its place in the store must stay.
     pub fn is_prepared(&self, chunk: ChunkId) -> bool {
         self.preparing.iter().any(|segment| segment.chunk() == chunk)
+    }
+
+    pub fn tables(&self) -> [Table; 6] {
+        [
+            Table::new("chunks counted", self.copies.len(), MAX_COPIES),
+            Table::new("segments being read", self.preparing.len(), PREPARING),
+            Table::new("segments to be read later", self.later.len(), MAX_FAILED),
+            Table::new("objects that failed", self.failed.len(), MAX_FAILED),
+            Table::new("pulls parked", self.parked.len(), MAX_PARKED),
+            Table::new("runs sent lately", self.sent.len(), MAX_SENT),
+        ]
     }
 
     pub fn count(&mut self, chunk: ChunkId, bits: Bits) {

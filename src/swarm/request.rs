@@ -9,7 +9,7 @@ use super::bits::Bits;
 use super::keep::Chunk;
 use super::link::by_chunk;
 use super::policy::WHOLE;
-use super::{LinkId, Node, Output, ReaderId, Time, Wanted};
+use super::{LinkId, Node, Output, Policy, ReaderId, Table, Time, Wanted};
 use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, Run, SegmentId, blocks_of};
 use crate::wire::frame::{Frame, Refusal, WANTED};
 
@@ -21,6 +21,8 @@ mod window;
 const MAX_DEMANDS: usize = 4096;
 /// How long somebody who refused a pull is not asked for the same segment.
 const REFUSED: u64 = 200_000;
+/// Such refusals: all pulls of all links, a few times in that time.
+const MAX_REFUSED: usize = 4096;
 /// A header that was asked for and has not come is asked for elsewhere: before blocks that wait for it count as stalled,
 /// so that whoever sends wrong ones and keeps the header back is found out.
 const HEADER_PATIENCE: u64 = 500_000;
@@ -93,6 +95,20 @@ impl Requests {
 
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    pub fn tables(&self, policy: &Policy) -> [Table; 6] {
+        // The least transfers weigh an eighth; pulls are not weighed.
+        let downloads =
+            (policy.downloads + policy.downloads_extra + policy.downloads_origin) * WHOLE + 2 * policy.pulls;
+        [
+            Table::new("transfers awaited", self.downloads.len(), downloads),
+            Table::new("demands", self.demands.len(), MAX_DEMANDS),
+            Table::new("headers awaited", self.headers.len(), 2 * downloads),
+            Table::new("chunks with losses", self.lost.len(), policy.budget_blocks as usize),
+            Table::new("refusals", self.refused.len(), MAX_REFUSED),
+            Table::new("chunks kept for others", self.pinned.len(), policy.pinned),
+        ]
     }
 
     /// What is under way, in eighths of a piece.
@@ -170,6 +186,10 @@ fn segment_bits(run: Run) -> u64 {
 
 impl Node {
     pub(super) fn on_offer(&mut self, id: LinkId, offer: u32, runs: Vec<Run>) {
+        // The number of a transfer that is under way would be two transfers at once.
+        if self.requests.downloads.iter().any(|download| download.link == id && download.transfer == offer) {
+            return self.refuse_peer(id);
+        }
         let from_origin = self.links.get(&id).is_some_and(|link| link.origin);
         let most = self.policy.downloads
             + self.policy.downloads_extra

@@ -4,6 +4,8 @@ use super::*;
 use crate::keys::OriginKey;
 use crate::wire::frame::{NodeId, State};
 
+mod replica;
+
 const SIZE: u64 = 64 << 20;
 
 fn run(first: u32, count: u32) -> Run {

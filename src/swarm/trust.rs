@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::link::Link;
-use super::{LinkId, Node, Time};
+use super::{LinkId, Node, Table, Time};
 use crate::wire::frame::NodeId;
 
 /// How long a peer that lied is avoided.
@@ -39,6 +39,12 @@ pub struct Record {
 #[derive(Default)]
 pub struct Trust {
     avoided: BTreeMap<(NodeId, IpAddr), Time>,
+}
+
+impl Trust {
+    pub fn table(&self) -> Table {
+        Table::new("peers avoided", self.avoided.len(), MAX_AVOIDED)
+    }
 }
 
 impl Link {

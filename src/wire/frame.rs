@@ -40,7 +40,7 @@ use super::codec::{Malformed, Reader, Writer};
 use super::datagram::{Peer, read_peers, write_peers};
 use super::head::{PageHash, TreeName};
 use super::header::MAX_HEADER;
-use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, ObjectId, Run, SegmentId};
+use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, MAX_BLOCKS, ObjectId, Run, SegmentId};
 use crate::keys::PublicKey;
 
 /// Bytes before every body.
@@ -58,7 +58,7 @@ pub const MAX_STATE_RUNS: usize = 2000;
 /// Blocks in one run: half a GiB, beyond any window; a longer one would only cost whoever looks at it.
 pub const MAX_RUN: u32 = 16 * 1024;
 /// The number of the last segment whose blocks all have one.
-const MAX_SEGMENT: u32 = u32::MAX / BLOCKS_PER_SEGMENT - 1;
+const MAX_SEGMENT: u32 = MAX_BLOCKS / BLOCKS_PER_SEGMENT - 1;
 /// The top bit of a transfer's number: it was asked for by WANT.
 pub const WANTED: u32 = 1 << 31;
 
@@ -449,10 +449,10 @@ fn read_run(from: &mut Reader) -> Result<Run, Malformed> {
     blocks(object, from)
 }
 
-/// A run is never empty and never ends beyond the last number.
+/// A run is never empty and never ends beyond what an object can have.
 fn blocks(object: ObjectId, from: &mut Reader) -> Result<Run, Malformed> {
     let (first, count) = (from.u32()?, from.u32()?);
-    if count == 0 || count > MAX_RUN || first.checked_add(count).is_none() {
+    if count == 0 || count > MAX_RUN || first.checked_add(count).is_none_or(|end| end > MAX_BLOCKS) {
         return Err(Malformed::Bound("run"));
     }
     Ok(Run { object, first, count })
@@ -655,7 +655,7 @@ mod tests {
 
     #[test]
     fn a_run_across_segments_or_of_nothing_is_refused() {
-        for (first, count) in [(63, 2), (0, 0), (u32::MAX, 1), (0, MAX_RUN + 1)] {
+        for (first, count) in [(63, 2), (0, 0), (u32::MAX, 1), (MAX_BLOCKS, 1), (0, MAX_RUN + 1)] {
             let mut bytes = Vec::new();
             Frame::Accept { id: 0, run: Run { object: ObjectId([0; 16]), first, count } }.encode(&mut bytes);
             assert!(decode(&bytes).is_err(), "{first} {count}");

@@ -9,6 +9,7 @@ use swarmfs::swarm::{Input, LinkId, Node, Policy, Wanted};
 use swarmfs::wire::frame::NodeId;
 use swarmfs::wire::head::PageHash;
 
+use super::conduct::Conduct;
 use super::net::Wire;
 use super::tree::Tree;
 
@@ -18,8 +19,7 @@ pub struct Setup {
     /// Bytes a second of its link, both ways.
     pub rate: u64,
     pub policy: Policy,
-    /// Sends wrong bytes to others.
-    pub liar: bool,
+    pub conduct: Conduct,
     pub readers: Vec<Plan>,
     /// Nanoseconds until it begins.
     pub start: u64,
@@ -220,6 +220,8 @@ pub struct Host {
     /// Blocks in the cache that take memory.
     pub solid: u32,
     pub incoming: HashMap<(LinkId, u32), Incoming, BuildHasherDefault<Plain>>,
+    /// Transfers that it has promised and keeps others waiting for.
+    pub owing: Vec<(LinkId, u32)>,
     /// Whole blocks whose segment's header is not here yet.
     pub unchecked: BTreeMap<SegmentId, Vec<(LinkId, u32, BlockId, bool)>>,
     pub pages: BTreeSet<PageHash>,
@@ -310,6 +312,7 @@ impl Host {
             cache: HashMap::default(),
             solid: 0,
             incoming: HashMap::default(),
+            owing: Vec::new(),
             unchecked: BTreeMap::new(),
             pages: BTreeSet::new(),
             wake_at: None,
@@ -331,6 +334,7 @@ impl Host {
         self.cache.clear();
         self.solid = 0;
         self.incoming.clear();
+        self.owing.clear();
         self.unchecked.clear();
         self.pages.clear();
         self.readers.clear();

@@ -13,8 +13,9 @@ use swarmfs::keys::OriginKey;
 use swarmfs::swarm::{Input, JoinAim, LinkId, Node, Output, ReaderId, Time};
 use swarmfs::wire::datagram::{Join, Welcome};
 use swarmfs::wire::frame::{DATA_HEADER, FRAME_HEADER, Frame, Hello, NodeId, Prefix};
-use swarmfs::wire::head::{PageHash, Totals, TreeHead};
+use swarmfs::wire::head::{PageHash, Totals, TreeHead, TreeName};
 
+pub mod conduct;
 pub mod host;
 pub mod net;
 mod queue;
@@ -145,6 +146,7 @@ enum Event {
         segment: SegmentId,
     },
     Fault(Fault),
+    Misbehave(usize, u32),
 }
 
 #[derive(Clone)]
@@ -171,6 +173,8 @@ pub struct World {
     rng: fastrand::Rng,
     key: OriginKey,
     head: TreeHead,
+    /// One of the tree as it was before, rightly signed.
+    old_head: TreeHead,
     faults_left: usize,
     pub broadcasts: u64,
 }
@@ -205,7 +209,7 @@ pub fn seed(default: u64) -> u64 {
 impl World {
     pub fn new(seed: u64, network: Network) -> World {
         let key = OriginKey::from_seed(&[7; 32]);
-        let name = "tree".parse().expect("a plain name");
+        let name: TreeName = "tree".parse().expect("a plain name");
         World {
             seed,
             now: 0,
@@ -219,6 +223,7 @@ impl World {
             connections: Vec::new(),
             spare: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
+            old_head: TreeHead::sign(name.clone(), 0, PageHash([1; 32]), 0, Totals::default(), &key),
             head: TreeHead::sign(name, 1, PageHash([0; 32]), 0, Totals::default(), &key),
             key,
             faults_left: 0,
@@ -297,7 +302,9 @@ impl World {
     }
 
     pub fn all_done(&self) -> bool {
-        let done = |host: &Host| host.origin || (host.node.is_none() && host.life > 0) || host.done();
+        let done = |host: &Host| {
+            host.origin || !host.setup.conduct.is_waited_for() || (host.node.is_none() && host.life > 0) || host.done()
+        };
         if self.hosts.get(self.laggard.get()).is_some_and(|host| !done(host)) {
             return false;
         }
@@ -392,6 +399,11 @@ impl World {
                 }
             }
             Event::Fault(fault) => self.fault(fault),
+            Event::Misbehave(host, life) => {
+                if self.hosts[host].life == life && self.hosts[host].node.is_some() {
+                    self.misbehave(host);
+                }
+            }
         }
     }
 
@@ -416,6 +428,7 @@ impl World {
             self.read_in(index, reader, 0);
         }
         self.input(index, Input::Tick);
+        self.misbehave_soon(index);
     }
 
     fn fault(&mut self, fault: Fault) {
@@ -532,6 +545,7 @@ impl World {
                 }
             }
             Output::Send { link, frame } => {
+                let Some(frame) = self.alter(host, frame) else { return };
                 let mut bytes = Vec::with_capacity(128);
                 frame.encode(&mut bytes);
                 let len = bytes.len() as u32;

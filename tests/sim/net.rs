@@ -25,6 +25,10 @@ pub enum Message {
     Frame(Vec<u8>, u64),
     Header(SegmentId),
     Page(PageHash),
+    /// Bytes that are no header which the origin signed.
+    WrongHeader,
+    /// One byte of a transfer.
+    Drip(u32),
     Data {
         transfer: u32,
         block: BlockId,

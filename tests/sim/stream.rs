@@ -65,7 +65,7 @@ impl World {
         if self.hosts[host].paused {
             return;
         }
-        let liar = self.hosts[host].setup.liar;
+        let liar = self.hosts[host].setup.conduct == conduct::Conduct::Liar;
         let pipe = &mut self.connections[connection].pipes[side];
         let mut sent = false;
         let Some(node) = &mut self.hosts[host].node else { return };
@@ -229,7 +229,15 @@ impl World {
                 }
                 let frame = Prefix::parse(head).and_then(|prefix| prefix.frame(body));
                 let frame = frame.unwrap_or_else(|error| panic!("a node made a frame that is refused: {error}"));
-                self.input(host, Input::Frame { link, frame });
+                if let Some(frame) = self.answer(host, link, frame) {
+                    self.input(host, Input::Frame { link, frame });
+                }
+            }
+            Message::WrongHeader => self.input(host, Input::BadHeader { link }),
+            Message::Drip(transfer) => {
+                if self.hosts[host].incoming.contains_key(&(link, transfer)) {
+                    self.input(host, Input::Progress { link, transfer, bytes: 1 });
+                }
             }
             Message::Header(segment) => {
                 let zero = self.tree.zero(segment);
@@ -263,7 +271,7 @@ impl World {
                 assert!(inside, "host {host} is sent {block:?} in a transfer of {:?}", incoming.run);
                 let (part, have, bad) =
                     incoming.part.take().filter(|(of, ..)| *of == block).unwrap_or((block, 0, false));
-                assert_eq!(have, offset, "DATA of {block:?} is not in order");
+                assert!(have == offset || wrong, "DATA of {block:?} is not in order");
                 let (have, bad) = (have + len, bad || wrong);
                 let size = self.tree.find(block.object).map_or(0, |object| object.size);
                 if have < swarmfs::chunk::block_len(size, block.index) {

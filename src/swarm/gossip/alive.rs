@@ -1,6 +1,6 @@
 //! Which links live, what is told over those that have nothing to say, and how fast this node is.
 
-use super::{FAST, GREETING, HEAD_PAUSE, MEASURED, PROMPT, RISING, SERVED};
+use super::{FAST, GREETING, HEAD_PAUSE, LAST_HEAD, MEASURED, PROMPT, RISING, SERVED};
 use crate::swarm::link::Link;
 use crate::swarm::{JoinAim, LinkId, Node, Output, Time};
 use crate::wire::frame::Frame;
@@ -107,6 +107,8 @@ impl Node {
     /// Neighbours are told that there is a newer head; who has an older one asks for it.
     pub(in crate::swarm) fn on_head(&mut self, sequence: u64) {
         self.me.sequence = sequence;
+        // A file that was moved away and back is the same version again.
+        self.provide.failed.clear();
         let ids: Vec<LinkId> = self.links.iter().filter(|(_, link)| link.told).map(|(id, _)| *id).collect();
         for id in ids {
             self.keep_alive(id);
@@ -117,8 +119,26 @@ impl Node {
     pub(in crate::swarm) fn compare_sequence(&mut self, id: LinkId, sequence: u64) {
         let Some(link) = self.links.get(&id) else { return };
         if link.origin && sequence > self.me.sequence && self.now >= self.gossip.next_head {
-            self.gossip.next_head = self.now.plus(HEAD_PAUSE);
+            if sequence != self.gossip.asked_head {
+                (self.gossip.asked_head, self.gossip.head_pause) = (sequence, HEAD_PAUSE);
+            }
+            self.gossip.next_head = self.now.plus(self.gossip.head_pause);
+            // Whoever names what it does not have is asked less and less.
+            self.gossip.head_pause = (2 * self.gossip.head_pause).min(LAST_HEAD);
             self.out.push_back(Output::Join { join: JoinAim::Unicast(link.addr) });
+        }
+    }
+
+    /// Asks once more for a head that an origin named and that has not come: question or answer was lost.
+    pub(in crate::swarm) fn ask_for_head(&mut self) {
+        let signs = self.me.origin && self.replica.is_none();
+        if signs || self.now < self.gossip.next_head {
+            return;
+        }
+        let named = self.links.iter().filter(|(_, link)| link.greeted && link.origin);
+        if let Some((id, sequence)) = named.map(|(id, link)| (*id, link.sequence)).max_by_key(|(_, sequence)| *sequence)
+        {
+            self.compare_sequence(id, sequence);
         }
     }
 }

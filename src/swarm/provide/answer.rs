@@ -1,6 +1,6 @@
 //! What follows an offer or a pull: an upload, or none.
 
-use super::{MOST_UPLOADS, PULLED, UNANSWERED};
+use super::{MAX_PARKED, MOST_UPLOADS, PULLED, UNANSWERED};
 use crate::chunk::{BlockId, Run, blocks_of};
 use crate::swarm::link::{Upload, by_chunk};
 use crate::swarm::policy::WHOLE;
@@ -110,7 +110,7 @@ impl Node {
         if transfer & WANTED == 0 {
             return self.refuse_peer(id);
         }
-        if self.me.origin && !self.sizes.contains_key(&run.object) && self.provide.parked.len() < 1024 {
+        if self.me.origin && !self.sizes.contains_key(&run.object) && self.provide.parked.len() < MAX_PARKED {
             self.provide.parked.push((id, transfer, starving, run));
             return match self.provide.failed.get(&run.object) {
                 Some(_) => self.on_resolved(run.object, None),
