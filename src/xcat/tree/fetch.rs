@@ -289,7 +289,7 @@ mod tests {
             (chunk, 1),
             (chunk + 1, 1),
             (2 * chunk, 2),
-            (3 * chunk, 3),
+            (3 * chunk, 4),
             (12 * chunk - 1, 7),
             (1000 * chunk + 17, 20),
             (u64::from(u32::MAX) * chunk, 40),
