@@ -70,7 +70,7 @@ pub fn stream(data: &[u8]) {
         let len = u16::from_le_bytes([low, high]) as usize % 1500;
         let (body, more) = more.split_at(more.len().min(len));
         rest = more;
-        let kind = if kind < 250 { 1 + kind % 18 } else { kind };
+        let kind = if kind < 250 { 1 + kind % 20 } else { kind };
         let start = framed.len();
         framed.extend([1, kind]);
         framed.extend((body.len() as u16).to_le_bytes());
