@@ -177,6 +177,8 @@ pub struct World {
     old_head: TreeHead,
     faults_left: usize,
     pub broadcasts: u64,
+    /// Bytes that left a rack, and that came into one.
+    pub crossed: u64,
 }
 
 /// Says how to repeat a run that failed, whatever it was that panicked.
@@ -228,6 +230,7 @@ impl World {
             key,
             faults_left: 0,
             broadcasts: 0,
+            crossed: 0,
         }
     }
 
@@ -369,7 +372,8 @@ impl World {
                     && let Some(link) = self.connections[connection].ends[0].link
                 {
                     let host = self.connections[connection].ends[0].host;
-                    self.input(host, Input::Connected { link });
+                    let own = self.hosts[host].addr.ip();
+                    self.input(host, Input::Connected { link, own });
                     self.pump(connection, 0);
                 }
             }
