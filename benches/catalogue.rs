@@ -1,11 +1,11 @@
-//! The catalogue of 100,000 rows: building it, parsing a page, finding rows in it.
+//! The catalogue of 100,000 rows: building it, changing one row, parsing a page, finding rows in it.
 
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use swarmfs::catalogue::{Attributes, Builder, Built, Kind, Page, Row, View};
+use swarmfs::catalogue::{Attributes, Builder, Built, Kind, Page, Revision, Row, View, revise};
 use swarmfs::chunk::ObjectId;
 use swarmfs::wire::head::PageHash;
 
@@ -55,7 +55,23 @@ fn catalogue(c: &mut Criterion) {
     let mut group = c.benchmark_group("catalogue");
     group.throughput(Throughput::Elements(rows.len() as u64)).sample_size(10);
     group.bench_function("build 100k rows", |b| b.iter(|| built(black_box(&rows))));
-    group.throughput(Throughput::Elements(tree.pages.len() as u64));
+    let changed = Row::new(
+        directory(500).as_bytes(),
+        file_name(50).into_bytes(),
+        Kind::File { object: ObjectId([255; 16]) },
+        Attributes { mode: 0o644, nlink: 1, size: 6000, ..Attributes::default() },
+        Vec::new(),
+    )
+    .expect("a valid row");
+    group.throughput(Throughput::Elements(1)).sample_size(20);
+    group.bench_function("revise one row of 100k", |b| {
+        b.iter(|| {
+            let names = [changed.path()].into();
+            let revision = Revision { names, rows: vec![changed.clone()], ..Revision::default() };
+            revise(tree.root, &tree.pages, black_box(revision)).expect("a tree")
+        });
+    });
+    group.throughput(Throughput::Elements(tree.pages.len() as u64)).sample_size(10);
     group.bench_function("parse all pages", |b| {
         b.iter(|| tree.pages.values().filter(|bytes| Page::parse((*bytes).clone()).is_ok()).count());
     });

@@ -118,8 +118,8 @@ and log_file=FILE as the options above; hard (reads wait for an origin that is
 away, the default) or soft with timeo=TIME (they fail); retry=TIME,
 delay_connect; xcat or xcat=PATH:PATH (by the legacy protocol alone), noxcat
 (leave its requests unanswered); uid=N, gid=N, umask=MASK; allow_other,
-allow_suid, allow_dev, noexec, nosymfollow; ro. Words that only mount(8) needs, such as nofail, are
-ignored. mount.swarmfs(8) says what each means.
+allow_suid, allow_dev, noexec, nosymfollow; ro. Words that only mount(8)
+needs, such as nofail, are ignored. mount.swarmfs(8) says what each means.
 
 Examples:
   swarmfs mount /mnt

@@ -31,6 +31,7 @@ mod arrive;
 mod core;
 mod greet;
 mod links;
+mod meter;
 mod rivals;
 mod tasks;
 mod upload;

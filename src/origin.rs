@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::catalogue::{NotATree, Row, Time};
 use crate::chunk::{BLOCK, ObjectId, SEGMENT, SegmentId, segment_len};
-use crate::keys::OriginKey;
+use crate::keys::{OriginKey, SIGNATURE};
 pub use crate::state::{StateDir, StateError};
 use crate::wire::head::{PageHash, TreeHead, TreeName};
 use crate::wire::header::SegmentHeader;
@@ -123,6 +123,11 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Signs what shows a peer that this is an origin of the tree.
+    pub fn prove(&self, text: &[u8]) -> [u8; SIGNATURE] {
+        self.key.sign(text)
+    }
+
     /// Lists `dir` and makes its head. Reads no file's content.
     pub fn open(dir: &Path, name: TreeName, state: &StateDir, key: OriginKey) -> Result<Tree, OriginError> {
         let fail = |error: Errno| OriginError::Directory { path: dir.to_owned(), source: error.into() };

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::chunk::{BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId};
 use crate::wire::datagram::{Join, Peer, Welcome};
-use crate::wire::frame::{Frame, GoneReason, Hello};
+use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
 use crate::wire::head::PageHash;
 
 mod bits;
@@ -135,6 +135,11 @@ pub enum Input {
     BadPage {
         hash: PageHash,
     },
+    /// What a peer sent as the proof asked for (`proof_asked`) was checked.
+    Proof {
+        link: LinkId,
+        good: bool,
+    },
     /// What a peer sent was no frame.
     BadFrame {
         link: LinkId,
@@ -220,6 +225,12 @@ pub enum Output {
         link: LinkId,
         segment: SegmentId,
     },
+    /// Sign that this node is an origin, for the peer that sent this nonce.
+    Prove {
+        link: LinkId,
+        nonce: [u8; 32],
+        peer: NodeId,
+    },
     /// Send a page, or NOPAGE if it is not there.
     SendPage {
         link: LinkId,
@@ -295,6 +306,10 @@ pub struct Counters {
     pub wrong_blocks: u64,
     pub wrong_headers: u64,
     pub refused_peers: u64,
+    /// Peers that said they were an origin and did not prove it.
+    pub false_origins: u64,
+    /// Connections of addresses that had enough of them.
+    pub crowded_connections: u64,
     pub stalled_transfers: u64,
     pub starved: u64,
     pub joins: u64,
@@ -318,6 +333,8 @@ pub struct Node {
     provide: provide::Provide,
     pages: PageDesk,
     trust: Trust,
+    /// Chunks of all neighbours that are kept track of.
+    tracked: usize,
     /// None unless this is an origin beside another that signs the heads.
     replica: Option<Replica>,
     counters: Counters,
@@ -344,6 +361,7 @@ impl Node {
             provide: provide::Provide::default(),
             pages: PageDesk::new(policy.page_budget),
             trust: Trust::default(),
+            tracked: 0,
             replica: None,
             counters: Counters::default(),
             refill: false,
@@ -358,7 +376,12 @@ impl Node {
     pub fn accept(&mut self, from: SocketAddr, now: Time) -> Option<LinkId> {
         self.now = now.max(self.now);
         let full = self.links.len() >= self.policy.most_links(self.gossip.rate(), self.me.origin);
-        if full && !self.close_a_silent_stranger() {
+        // One address does not take all the places: not even all those of one host's nodes.
+        let crowd = self.policy.most_of_an_address(self.gossip.rate(), self.me.origin);
+        let same = |link: &&Link| !link.opened_by_me && link.addr.ip() == from.ip();
+        let crowded = !from.ip().is_loopback() && self.links.values().filter(same).count() >= crowd;
+        if crowded || (full && !self.close_a_silent_stranger()) {
+            self.counters.crowded_connections += u64::from(crowded);
             return None;
         }
         let link = self.new_link(from, false);
@@ -387,6 +410,7 @@ impl Node {
             }
             Input::BadPage { hash } => self.give_page_up(hash),
             Input::BadFrame { link } => self.refuse_peer(link),
+            Input::Proof { link, good } => self.on_proof(link, good),
             Input::Unread { link } => self.on_unread(link),
             Input::Page { hash, len } => self.on_page(hash, len),
             Input::Window { reader, window } => self.on_window(reader, window),
@@ -514,6 +538,7 @@ impl Node {
     fn tick(&mut self) {
         self.gossip.last_tick = self.now;
         self.check_links();
+        self.check_proofs();
         self.check_transfers();
         self.check_offers();
         self.forget_failures();
@@ -548,7 +573,8 @@ impl Node {
             Frame::Want { transfer, starving, run } => self.on_want(id, transfer, starving, run),
             Frame::GetHeader(segment) => self.on_get_header(id, segment),
             // The driver opens headers and pages itself, since they must be checked before anything is decided.
-            Frame::Header(_) | Frame::Page(_) => {}
+            Frame::Header(_) | Frame::Page(_) | Frame::Proof { .. } => {}
+            Frame::Prove { nonce } => self.on_prove(id, nonce),
             Frame::NoHeader(segment) => self.on_no_header(id, segment),
             Frame::GetPage(hash) => self.on_get_page(id, hash),
             Frame::NoPage(hash) => self.on_no_page(id, hash),

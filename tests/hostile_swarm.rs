@@ -54,6 +54,34 @@ fn check(world: &World, size: u64) {
     }
 }
 
+/// 128 nodes, 30 % of them of each kind in turn: nobody gets a wrong byte, all finish, and soon. (What a liar promised
+/// is waited for once, which is a second or so: much of a reading of 1.4 s, little of a long one.)
+#[test]
+fn readers_among_many_that_mean_ill_are_right_and_in_time() {
+    let (size, rate) = (16 * MIB, mbit(100));
+    let others: Vec<Conduct> = Conduct::ALL.into_iter().cycle().take(38).collect();
+    let mut world = crowd(seed(1), 89, &others, size, rate);
+    world.run(30 * SECOND);
+    check(&world, size);
+    let copies = world.hosts[0].count.data_sent as f64 / size as f64;
+    let ideal = size as f64 * 1.0456 / rate as f64;
+    let time = times(&world).0 / ideal;
+    assert!(time < 4.0 && copies < 1.5, "{time:.3} x ideal, {copies:.3} copies");
+}
+
+/// Each kind alone, a quarter of all: none stops anybody, whatever it costs.
+#[test]
+fn a_quarter_of_any_kind_stops_nobody() {
+    for conduct in Conduct::ALL {
+        let size = 4 * MIB;
+        let mut world = crowd(seed(2), 9, &[conduct; 3], size, mbit(100));
+        world.run(10 * SECOND);
+        check(&world, size);
+        let took = times(&world).0;
+        assert!(took < 4.0, "{conduct:?}: {took:.3} s instead of 0.4");
+    }
+}
+
 #[test]
 #[ignore = "prints figures: N, BAD, MIB, RATE, KIND in the environment"]
 fn probe() {

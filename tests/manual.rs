@@ -133,3 +133,16 @@ fn every_synopsis_value_and_default_of_the_help_is_in_the_manual() {
         assert!(manual.contains(fact), "{fact}");
     }
 }
+
+/// Whoever reads `status` finds each of its counters in the manual.
+#[test]
+fn every_counter_of_status_is_in_the_manual() {
+    let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/driver/core.rs")).unwrap();
+    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/man/swarmfs.1")).unwrap();
+    let list = source.split("counters: vec![").nth(1).and_then(|rest| rest.split(']').next()).expect("the list");
+    let names: Vec<&str> = list.split("(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        assert!(manual.split([' ', '\n', ',']).any(|word| word == name), "{name} is not in swarmfs(1)");
+    }
+}

@@ -2,7 +2,7 @@
 //! keep nobody out, and who has the wrong secret is told.
 
 use std::collections::HashSet;
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ const TREE: &str = "hidden-tree";
 const FILE: &str = "very-private-name";
 const SIZE: u64 = 4 << 20;
 const SECRET: &str = "/run/secret";
+/// Where nodes answer by the legacy protocol.
+const LEGACY: u16 = 19023;
 const LONG: Duration = Duration::from_secs(60);
 /// Length of the pieces of content that are looked for: none is found by chance.
 const WINDOW: usize = 16;
@@ -138,6 +140,13 @@ fn who_lacks_the_secret_sees_no_tree_and_is_told_why() {
     let said = stranger.log();
     assert!(said.contains(&format!("nodes with another secret than that of {SECRET} are at 10.77.0.1")), "{said}");
     assert!(said.contains("nodes without a secret are at 10.77.0.3"), "{said}");
+
+    // The legacy protocol knows no secret: whoever has one neither answers nor asks by it.
+    let is_free = |host: &Host| host.inside(|| UdpSocket::bind(("0.0.0.0", LEGACY)).is_ok());
+    assert!(is_free(lab.origin()) && !is_free(open));
+    let output = swarmfs(node, &["mount", "-o", &format!("xcat,secret_file={SECRET}"), MOUNT]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("option xcat with secret_file"), "{}", complaint(&output));
 
     let options = format!("secret_file={SECRET}");
     let _mount = swarm::mount(node, TREE, &["-o", &options]);

@@ -53,12 +53,12 @@ fn soak(lab: &Lab, seed: u64, length: Duration) {
     let mut world = World::new(lab, &tree, &lives);
 
     let start = Instant::now();
-    let mut young: Option<Vec<Held>> = None;
-    while start.elapsed() < length || young.is_none() {
+    let mut rounds: Vec<Vec<Held>> = Vec::new();
+    while start.elapsed() < length || rounds.is_empty() {
         unrest(&mut world, &mut random, &mut readers);
         calm(&mut readers);
-        let held = before.compare(&world);
-        world.veterans_must_not_grow(young.get_or_insert_with(|| held.clone()), &held);
+        rounds.push(before.compare(&world));
+        world.veterans_must_not_grow(&rounds);
         println!("{:8.2} so far {tally:?}", start.elapsed().as_secs_f64());
     }
     world.end();

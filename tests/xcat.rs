@@ -27,9 +27,18 @@ const FILES: [(&str, u64); 7] = [
     ("boards/rev ä/leer", 0),
 ];
 
+/// Of these, the ones that losses are tried on: the kernel repeats what is lost, whatever the file.
+const LOSSY: [usize; 3] = [1, 3, 5];
+
 struct Tree {
     path: PathBuf,
     digests: Vec<(&'static str, Digest)>,
+}
+
+impl Tree {
+    fn some(&self) -> Vec<(&'static str, Digest)> {
+        LOSSY.map(|index| self.digests[index]).to_vec()
+    }
 }
 
 fn tree(lab: &Lab) -> Tree {
@@ -71,16 +80,16 @@ fn xcat(host: &Host, name: &str, more: &[&str]) -> Digest {
     samples::digest(&output.stdout[..]).unwrap()
 }
 
-fn all_by_an_original(host: &Host, tree: &Tree) {
+fn all_by_an_original(host: &Host, files: &[(&str, Digest)]) {
     let client = host.inside(|| Client::start(false));
-    for (name, digest) in &tree.digests {
+    for (name, digest) in files {
         assert_eq!(get(host, &client, name), *digest, "{name}");
     }
     assert_eq!(client.stop(), None);
 }
 
-fn all_by_ours(host: &Host, tree: &Tree) {
-    for (name, digest) in &tree.digests {
+fn all_by_ours(host: &Host, files: &[(&str, Digest)]) {
+    for (name, digest) in files {
         assert_eq!(xcat(host, name, &[]), *digest, "{name}");
     }
 }
@@ -90,9 +99,9 @@ fn an_original_client_gets_everything_from_serve() {
     let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
     let tree = tree(&lab);
     let _origin = serve(&lab, &tree);
-    all_by_an_original(lab.host(1), &tree);
+    all_by_an_original(lab.host(1), &tree.digests);
     lab.lose(0.01);
-    all_by_an_original(lab.host(1), &tree);
+    all_by_an_original(lab.host(1), &tree.some());
 }
 
 #[test]
@@ -100,9 +109,9 @@ fn ours_gets_everything_from_an_original_server() {
     let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
     let tree = tree(&lab);
     let server = original(lab.origin(), &tree);
-    all_by_ours(lab.host(1), &tree);
+    all_by_ours(lab.host(1), &tree.digests);
     lab.lose(0.01);
-    all_by_ours(lab.host(1), &tree);
+    all_by_ours(lab.host(1), &tree.some());
     assert_eq!(server.stop(), None);
 }
 
@@ -116,9 +125,9 @@ fn an_original_client_is_helped_by_a_mount_whose_origin_is_gone() {
         swarm::read(lab.host(1), name, &[]).finish(LONG).must_be(*digest);
     }
     origin.kill();
-    all_by_an_original(lab.host(2), &tree);
+    all_by_an_original(lab.host(2), &tree.digests);
     lab.lose(0.01);
-    all_by_an_original(lab.host(2), &tree);
+    all_by_an_original(lab.host(2), &tree.some());
 }
 
 #[test]
@@ -159,9 +168,9 @@ fn ours_bears_an_original_client_that_helps_out_with_headers_alone() {
     let tree = tree(&lab);
     let server = original(lab.origin(), &tree);
     let helper = lab.host(1).inside(|| Client::start(true));
-    for (name, digest) in &tree.digests {
-        assert_eq!(get(lab.host(1), &helper, name), *digest);
-        assert_eq!(xcat(lab.host(2), name, &[]), *digest, "{name}");
+    for (name, digest) in tree.some() {
+        assert_eq!(get(lab.host(1), &helper, name), digest);
+        assert_eq!(xcat(lab.host(2), name, &[]), digest, "{name}");
     }
     // Another that helps out in earnest, and no server.
     assert_eq!(server.stop(), None);
@@ -185,7 +194,7 @@ fn originals_and_ours_share_a_network_with_mounts() {
     std::thread::scope(|scope| {
         scope.spawn(|| swarm::read(lab.host(1), name, &[]).finish(LONG).must_be(digest));
         scope.spawn(|| assert_eq!(xcat(lab.host(3), name, &["-o", "/dev/stdout"]), digest));
-        scope.spawn(|| all_by_an_original(lab.host(2), &tree));
+        scope.spawn(|| all_by_an_original(lab.host(2), &tree.digests));
     });
 }
 
@@ -256,7 +265,7 @@ fn what_an_original_server_would_give_away_gets_silence() {
     for name in
         ["../secret", "/../secret", "boards/../../secret", "out", "absolute", "/etc/passwd", "an@sign", "boards", ""]
     {
-        let got = lab.host(1).inside(|| client.get(name, Duration::from_millis(500), |_| {}));
+        let got = lab.host(1).inside(|| client.get(name, Duration::from_millis(350), |_| {}));
         let death = got.unwrap_err();
         assert!(death.contains("limit"), "{name}: {death}");
     }
@@ -273,7 +282,7 @@ fn a_port_that_is_taken_is_told_once() {
     let server = original(lab.origin(), &tree);
     let origin = serve(&lab, &tree);
     assert_eq!(origin.log().matches("legacy requests are not answered: UDP port 19023").count(), 1, "{}", origin.log());
-    all_by_an_original(lab.host(1), &tree);
+    all_by_an_original(lab.host(1), &tree.digests);
     assert_eq!(server.stop(), None);
     let _mount = swarm::mount(lab.host(1), "images", &[]);
     assert_eq!(lab.host(1).sh(LONG, &format!("wc -c < {MOUNT}/five")).trim(), "5");

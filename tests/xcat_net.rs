@@ -163,8 +163,8 @@ fn forged(from: Ipv4Addr, request: &[u8]) -> Vec<u8> {
 
 #[test]
 fn forged_requests_reach_nobody_more_than_once_a_second_and_cost_readers_nothing() {
-    let Some(lab) = Lab::timed(5, Link::mbit(100)) else { return };
-    let (path, digest) = tree(&lab, 64 * MIB);
+    let Some(lab) = Lab::timed(4, Link::mbit(100)) else { return };
+    let (path, digest) = tree(&lab, 40 * MIB);
     let _origin = swarm::serve(lab.origin(), &path, "images", &[]);
     let _mount = swarm::mount(lab.host(1), "images", &["--cache", "32M"]);
     let read = || {
@@ -188,7 +188,7 @@ fn forged_requests_reach_nobody_more_than_once_a_second_and_cost_readers_nothing
     let took = began.elapsed();
     // Nobody is disturbed now: the one who is there is connected to.
     let forger = lab.host(3).inside(|| Forger::start(vec![victim], chunks, 10));
-    swarm::wait_until(LONG, "four seconds of forged requests", || (began.elapsed() > took + 4 * SECOND).then_some(()));
+    swarm::wait_until(LONG, "three seconds of forged requests", || (began.elapsed() > took + 3 * SECOND).then_some(()));
     forger.stop();
     let seen = watch.stop();
     let rate = sent as f64 / took.as_secs_f64();

@@ -9,7 +9,7 @@ pub mod node;
 pub mod parsers;
 
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, fn(&[u8])); 9] = [
     ("datagram", parsers::datagram),
     ("stream", parsers::stream),
     ("page", parsers::page),
@@ -18,4 +18,5 @@ pub const TARGETS: [(&str, fn(&[u8])); 8] = [
     ("config", parsers::config),
     ("options", parsers::options),
     ("node", node::node),
+    ("xcat", parsers::xcat),
 ];

@@ -120,7 +120,7 @@ impl Play {
             0..=2 => {
                 let link = match self.connecting.pop_front() {
                     Some(link) if self.links.contains_key(&link) => {
-                        self.give(Input::Connected { link });
+                        self.give(Input::Connected { link, own: address(from)?.ip() });
                         link
                     }
                     _ => match self.node.accept(address(from)?, Time(self.now)) {
@@ -228,6 +228,7 @@ impl Play {
             },
             11 => Frame::GetHeader(segment(from)?),
             12 => Frame::NoHeader(segment(from)?),
+            13 if from.ratio(1, 4)? => Frame::Prove { nonce: [0; 32] },
             13 => match from.arbitrary()? {
                 true => Frame::GetPage(page(from)?),
                 false => Frame::NoPage(page(from)?),
@@ -257,6 +258,9 @@ impl Play {
         let Some(link) = self.link(from)? else { return Ok(()) };
         match from.int_in_range(0..=5)? {
             0 => self.give(Input::BadFrame { link }),
+            1 if self.node.proof_asked(link).is_some() => {
+                self.give(Input::Proof { link, good: from.ratio(3, 4)? });
+            }
             1 => self.give(Input::BadHeader { link }),
             2 => self.give(Input::Unread { link }),
             3 => {
@@ -435,6 +439,7 @@ impl Play {
             Output::SendHeader { segment, .. } => {
                 assert!(self.cache.contains_key(&segment), "{segment:?}'s header is to be sent and not here");
             }
+            Output::Prove { .. } => assert!(self.origin, "who is no origin is to prove it"),
             Output::SendPage { .. } | Output::Join { .. } | Output::PageGone { .. } | Output::Gone { .. } => {}
             Output::Welcome { peers, .. } => {
                 let port = 19024;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use swarmfs::catalogue::{Page, View};
-use swarmfs::chunk::BLOCK;
+use swarmfs::chunk::{BLOCK, CHUNK};
 use swarmfs::cli::{FileSettings, HelperArgs};
 use swarmfs::keys::{OriginKey, PublicKey, SIGNATURE};
 use swarmfs::settings::{self, CacheSettings, PathSpec, TreeSpec, quantity};
@@ -17,6 +17,7 @@ use swarmfs::wire::deframe::{Deframer, Piece};
 use swarmfs::wire::frame::{DataHeader, Frame};
 use swarmfs::wire::head::{PageHash, TreeHead, TreeName};
 use swarmfs::wire::header::SegmentHeader;
+use swarmfs::wire::xcat::{Header, Request};
 
 fn key() -> OriginKey {
     OriginKey::from_seed(&[7; 32])
@@ -69,7 +70,7 @@ pub fn stream(data: &[u8]) {
         let len = u16::from_le_bytes([low, high]) as usize % 1500;
         let (body, more) = more.split_at(more.len().min(len));
         rest = more;
-        let kind = if kind < 250 { 1 + kind % 18 } else { kind };
+        let kind = if kind < 250 { 1 + kind % 20 } else { kind };
         let start = framed.len();
         framed.extend([1, kind]);
         framed.extend((body.len() as u16).to_le_bytes());
@@ -158,6 +159,28 @@ fn look_around(pages: &HashMap<PageHash, Arc<Page>>, view: &View) {
         }
     }
     let _ = view.entries(pages, b"", None, 1000);
+}
+
+// ---- the legacy protocol
+
+pub fn xcat(data: &[u8]) {
+    if let Ok(request) = Request::parse(data) {
+        let path = request.path();
+        assert!(path.split('/').all(|name| !name.is_empty() && name != ".."), "{path:?} leaves the root");
+        assert_eq!(Request::parse(request.text().as_bytes()).as_ref(), Ok(&request));
+        let plain = Request::new(&path, request.chunk()).expect("a path that was taken is taken");
+        assert_eq!((plain.path(), plain.chunk()), (path, request.chunk()));
+        take_legacy_header(&request, data);
+        take_legacy_header(&request, &[request.text().as_bytes(), b"@", data].concat());
+    }
+    let request = Request::new("a", 0).expect("it is a path");
+    take_legacy_header(&request, &[b"a@0@", data].concat());
+}
+
+fn take_legacy_header(request: &Request, bytes: &[u8]) {
+    let Ok(header) = Header::parse(request, bytes) else { return };
+    assert!(header.len <= CHUNK);
+    assert_eq!(Header::parse(request, &header.encode(request)), Ok(header));
 }
 
 // ---- signed records

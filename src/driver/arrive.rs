@@ -13,10 +13,11 @@ use super::Unavailable;
 use super::core::{Core, Errand};
 use crate::catalogue::Page;
 use crate::chunk::{Run, segment_len};
+use crate::keys::SIGNATURE;
 use crate::net::mail::Heard;
 use crate::swarm::{Input, LinkId};
 use crate::wire::datagram::{Datagram, Welcome};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, proof_text};
 use crate::wire::head::{PageHash, TreeHead};
 use crate::wire::header::SegmentHeader;
 
@@ -81,12 +82,29 @@ impl Core {
             _ if !self.node.has_link(link) => {}
             Frame::Header(_) | Frame::Page(_) if !self.node.is_greeted(link) => self.handle(Input::BadFrame { link }),
             Frame::Header(bytes) => self.on_header(link, &bytes),
+            Frame::Proof { signature } => self.on_proof(link, &signature),
             Frame::Page(bytes) => self.on_page(link, bytes),
             frame => self.handle(Input::Frame { link, frame }),
         }
     }
 
+    fn on_proof(&mut self, link: LinkId, signature: &[u8; SIGNATURE]) {
+        let good = self.node.proof_asked(link).map(|(nonce, peer)| {
+            let text = proof_text(&nonce, peer, self.me);
+            self.head().key.verifies(&text, signature)
+        });
+        if good != Some(true) {
+            tracing::warn!(peer = %self.peer(link), "a peer says that it is the origin and has not its key; dropped and avoided");
+        }
+        self.handle(Input::Proof { link, good: good == Some(true) });
+    }
+
     fn on_header(&mut self, link: LinkId, bytes: &[u8]) {
+        // What nobody waits for is not worth checking a signature, unless it says otherwise than the one that is here.
+        let late = SegmentHeader::names(bytes).filter(|id| self.node.expects_header(*id).is_none());
+        if late.is_some_and(|id| self.shared.cache.segment(id).is_none_or(|held| held.header().is(bytes))) {
+            return;
+        }
         let Ok(header) = SegmentHeader::open(bytes, &self.head().key) else {
             return self.on_wrong_header(link);
         };
@@ -178,6 +196,10 @@ impl Core {
     // ---- by datagram
 
     pub fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
+        if !self.datagrams.admit(from.ip(), Instant::now()) {
+            self.statistics.flooded += 1;
+            return;
+        }
         match self.mail.hear(from, bytes) {
             Heard::Own { datagram: Datagram::Join(join), .. } => self.handle(Input::Join { from, join }),
             Heard::Own { datagram: Datagram::Peers(welcome), answers } => self.on_welcome(from, welcome, answers),
@@ -215,6 +237,7 @@ impl Core {
         if welcome.node == self.me || welcome.head.name != head.name {
             return;
         }
+        self.statistics.old_heads += u64::from(welcome.head.key == head.key && welcome.head.sequence < head.sequence);
         if !answers {
             // Nobody asked: it may be an old one, from anywhere. Its head is signed, and counts if it is newer.
             if welcome.head.key == head.key && (self.tree.is_none() || self.replica) {

@@ -14,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use super::links::{LinkIo, Owed};
+use super::meter::Datagrams;
 use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
@@ -27,7 +28,7 @@ use crate::settings::NetSettings;
 use crate::swarm::{Input, JoinAim, LinkId, Node, Output, Policy, PrepareError, Time, Wanted};
 use crate::wire::codec::Malformed;
 use crate::wire::datagram::{Datagram, Join, Peer, Welcome};
-use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
+use crate::wire::frame::{Frame, GoneReason, Hello, NodeId, proof_text};
 use crate::wire::head::TreeHead;
 use crate::wire::header::SegmentHeader;
 
@@ -51,6 +52,7 @@ pub struct Core {
     /// Of the newest head that was not adopted, since another one is pinned.
     pub passed_over: u64,
     pub upload: Upload,
+    pub datagrams: Datagrams,
     /// What links read into, in turn: nothing of it is kept between two events.
     pub scratch: Vec<u8>,
     /// What encrypted links use in turn.
@@ -97,6 +99,12 @@ pub struct Statistics {
     pub malformed: u64,
     pub malformed_frames: u64,
     pub unexpected: u64,
+    /// Heads older than the one that counts, rightly signed: of a node that is behind, or replayed.
+    pub old_heads: u64,
+    /// Datagrams beyond what an address, or all of them, may send.
+    pub flooded: u64,
+    /// How often a link said so much that it was read later.
+    pub throttled: u64,
     /// Datagrams of nodes with another secret, or with none where this one has one.
     pub foreign: u64,
     /// Sealed datagrams that came again.
@@ -165,6 +173,7 @@ impl Core {
             origin_away: None,
             passed_over: 0,
             upload: Upload::new(net.upload, began),
+            datagrams: Datagrams::new(began),
             scratch: vec![0; 256 * 1024],
             room: Room::default(),
             suites: if net.without_aes { Suites::without_aes() } else { Suites::of_this_machine() },
@@ -230,6 +239,11 @@ impl Core {
             Output::Send { link, frame } => self.queue(link, &frame),
             Output::SendHeader { link, segment } => {
                 self.owe(link, Owed::Header(segment));
+            }
+            Output::Prove { link, nonce, peer } => {
+                let Some(tree) = self.tree.clone() else { return };
+                let signature = tree.prove(&proof_text(&nonce, self.me, peer));
+                self.queue(link, &Frame::Proof { signature });
             }
             Output::SendPage { link, hash } => self.owe(link, Owed::Page(hash)),
             Output::Join { join } => {
@@ -504,6 +518,8 @@ impl Core {
                 ("wrong_blocks", counters.wrong_blocks),
                 ("wrong_headers", counters.wrong_headers),
                 ("refused_peers", counters.refused_peers),
+                ("false_origins", counters.false_origins),
+                ("crowded_connections", counters.crowded_connections),
                 ("stalled_transfers", counters.stalled_transfers),
                 ("starved", counters.starved),
                 ("joins", counters.joins),
@@ -512,6 +528,9 @@ impl Core {
                 ("contradicting_headers", self.statistics.contradictions),
                 ("rival_heads", self.rivals.heard),
                 ("unexpected_data", self.statistics.unexpected),
+                ("old_heads", self.statistics.old_heads),
+                ("flooded_datagrams", self.statistics.flooded),
+                ("throttled_links", self.statistics.throttled),
                 ("foreign_datagrams", self.statistics.foreign),
                 ("repeated_datagrams", self.statistics.repeated),
                 ("strangers", self.statistics.strangers),
@@ -547,6 +566,7 @@ mod tests {
         let origin = core.node.accept(([10, 0, 0, 1], 40_000).into(), core.now()).expect("there is room");
         let hello = Hello { node: NodeId(2), origin: true, ..hello_of(&core) };
         core.handle(Input::Frame { link: origin, frame: Frame::Hello(hello) });
+        core.handle(Input::Proof { link: origin, good: true });
 
         let first = read(&mut core, 1);
         let transfer = asked(&mut core, 1_000_000).expect("the only node there is is asked");

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::core::Handle;
 use super::greet::{self, Greeting};
+use super::meter::Talk;
 use super::tasks::settle;
 use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
 use crate::net::channel::{Channel, Opener, Sealer};
@@ -249,10 +250,12 @@ fn attach(core: &Handle, link: LinkId, stream: TcpStream, addr: SocketAddr, chan
 
 async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener: Option<Opener>) {
     let mut deframer = Deframer::default();
+    let mut talk = Talk::new(Instant::now());
     loop {
         if stream.readable().await.is_err() {
             break;
         }
+        let mut too_much = None;
         let ended = {
             let mut core = core.borrow_mut();
             let mut scratch = std::mem::take(&mut core.scratch);
@@ -261,10 +264,19 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener
                 Ok(0) => true,
                 Ok(len) => {
                     let mut room = std::mem::take(&mut core.room);
+                    // Pages are asked for, as data is.
+                    let (mut frames, mut data_bytes) = (0, 0);
                     let mut deframe = |bytes: &[u8]| {
                         deframer.feed(bytes, |piece| match piece {
-                            Piece::Frame(frame) => core.on_frame(link, frame),
-                            Piece::Data(data, bytes) => core.on_data(link, data, bytes),
+                            Piece::Frame(frame) => {
+                                frames += 1;
+                                data_bytes += if let Frame::Page(page) = &frame { page.len() } else { 0 };
+                                core.on_frame(link, frame);
+                            }
+                            Piece::Data(data, bytes) => {
+                                data_bytes += bytes.len();
+                                core.on_data(link, data, bytes);
+                            }
                         })
                     };
                     let taken = match &mut opener {
@@ -272,6 +284,8 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener
                         None => deframe(&scratch[..len]),
                     };
                     core.room = room;
+                    too_much = talk.note(len.saturating_sub(data_bytes), frames, Instant::now());
+                    core.statistics.throttled += u64::from(too_much.is_some());
                     if let Err(error) = taken {
                         core.on_malformed(link, error);
                     }
@@ -287,6 +301,9 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener
             break;
         }
         settle(&core);
+        if let Some(pause) = too_much {
+            tokio::time::sleep(pause).await;
+        }
     }
     core.borrow_mut().end_link(link);
     settle(&core);

@@ -149,12 +149,14 @@ async fn fetch(
     }
 }
 
+/// A thread that gives its output back when all is written.
+type Writing = JoinHandle<Result<Output, RunError>>;
+
 /// Writes what comes, on a thread of its own: a slow output must not keep an answer from being taken in time.
 struct Writer;
 
 impl Writer {
-    #[expect(clippy::type_complexity, reason = "a channel and a thread, once")]
-    fn start(mut out: Output) -> Result<(SyncSender<Bytes>, JoinHandle<Result<Output, RunError>>), RunError> {
+    fn start(mut out: Output) -> Result<(SyncSender<Bytes>, Writing), RunError> {
         let (bodies, arriving): (_, Receiver<Bytes>) = sync_channel(0);
         let write = move || {
             for body in arriving {

@@ -2,7 +2,7 @@
 //! says what happens when one is full; the fuzzer and the simulator look at them after every step.
 
 use super::Node;
-use super::link::{Link, MAX_CHUNKS};
+use super::link::{Link, MAX_CHUNKS, most_tracked};
 use super::policy::WHOLE;
 use super::provide::{HEADER_WAITS, MAX_SIZES, PULLED};
 use crate::wire::frame::MAX_WINDOW;
@@ -26,6 +26,7 @@ impl Node {
     pub fn tables(&self) -> Vec<Table> {
         let mut tables = vec![
             Table::new("links", self.links.len(), self.policy.most_connections(self.me.origin)),
+            Table::new("neighbours' chunks", self.tracked, most_tracked(self.me.origin, self.links.len())),
             Table::new("sizes", self.sizes.len(), MAX_SIZES.max(2 * self.sizes_used) + MAX_WINDOW),
             Table::new("chunks held", self.store.chunks(), self.policy.budget_blocks as usize),
         ];

@@ -5,13 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use super::bits::Bits;
-use super::trust::Record;
+use super::gossip::MAX_ORIGINS;
+use super::trust::{Proof, Record};
 use super::{LinkId, Node, Output, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
 use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State, WANTED};
 
 /// Chunks of one neighbour that are kept track of: 64 GiB. Of a larger cache the rest is as if it were not there.
 pub const MAX_CHUNKS: usize = 4096;
+/// Chunks of all neighbours together; and of each so many whatever others claim, a GiB. A reader has few neighbours and may be a
+/// small board; an origin has all.
+const MAX_TRACKED: [usize; 2] = [32_768, 262_144];
+const SHARE: usize = 64;
+/// A link that spoke within this has not lost its other end: quiet ones do every ten seconds.
+const ALIVE: u64 = 12_000_000;
 
 /// Blocks on their way to a neighbour.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +90,9 @@ pub struct Link {
     /// When it was last sent bytes of blocks.
     pub last_served: Option<Time>,
     pub record: Record,
+    pub proof: Proof,
+    /// It was given this node's own proof.
+    pub proved: bool,
 }
 
 impl Link {
@@ -114,6 +124,8 @@ impl Link {
             hushed: false,
             last_served: None,
             record: Record::default(),
+            proof: Proof::None,
+            proved: false,
         }
     }
 
@@ -173,6 +185,11 @@ pub fn by_chunk(run: Run) -> impl Iterator<Item = (ChunkId, Bits)> {
     })
 }
 
+/// Chunks that may be kept track of with so many links.
+pub fn most_tracked(origin: bool, links: usize) -> usize {
+    MAX_TRACKED[usize::from(origin)] + links * SHARE
+}
+
 impl Node {
     pub(super) fn new_link(&mut self, addr: SocketAddr, opened_by_me: bool) -> LinkId {
         self.next_link = self.next_link.wrapping_add(1);
@@ -192,6 +209,7 @@ impl Node {
     /// A link is gone: what it held, owed and was owed is free again.
     pub(super) fn forget_link(&mut self, id: LinkId) {
         let Some(link) = self.links.remove(&id) else { return };
+        self.tracked -= link.taken.len();
         if !link.hushed {
             self.provide.uncount_all(&link.taken);
         }
@@ -215,8 +233,12 @@ impl Node {
 
     pub(super) fn note_taken_bits(&mut self, id: LinkId, chunk: ChunkId, bits: Bits) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if link.taken.len() >= MAX_CHUNKS && !link.taken.contains_key(&chunk) {
-            return;
+        let (own, most) = (link.taken.len(), MAX_TRACKED[usize::from(self.me.origin)]);
+        if !link.taken.contains_key(&chunk) {
+            if own >= MAX_CHUNKS || (own >= SHARE && self.tracked >= most) {
+                return;
+            }
+            self.tracked += 1;
         }
         let known = link.taken.entry(chunk).or_default();
         let fresh = bits.minus(known);
@@ -241,6 +263,7 @@ impl Node {
         *known = known.minus(&bits);
         if known.is_empty() {
             link.taken.remove(&chunk);
+            self.tracked -= 1;
         }
         if !link.hushed {
             self.provide.uncount(chunk, gone);
@@ -289,6 +312,13 @@ impl Node {
         // the first, which may look alive here for long: its address changed, or its cable was out.
         let twin = self.links.iter().find(|(other, link)| **other != id && link.greeted && link.peer == hello.node);
         if let Some((&twin, other)) = twin {
+            // Nor may another host end a link that lives by calling itself what its other end is called.
+            let elsewhere = from.is_some_and(|ip| ip != other.addr.ip());
+            let works = other.opened_by_me == self.links[&id].opened_by_me || other.record.good > 0;
+            if elsewhere && works && self.now.since(other.last_heard) < ALIVE {
+                self.counters.refused_peers += 1;
+                return self.close_link(id);
+            }
             let mine_stays = self.me.node < hello.node;
             let this_is_mine = self.links[&id].opened_by_me;
             if other.opened_by_me == this_is_mine || this_is_mine == mine_stays {
@@ -296,6 +326,9 @@ impl Node {
             } else {
                 return self.close_link(id);
             }
+        }
+        if hello.origin && self.links.values().filter(|link| link.greeted && link.origin).count() >= MAX_ORIGINS {
+            return self.close_link(id);
         }
         let Some(link) = self.links.get_mut(&id) else { return };
         link.greeted = true;
@@ -309,6 +342,9 @@ impl Node {
         self.learn_peer(hello.node, addr, hello.origin);
         self.compare_sequence(id, hello.sequence);
         self.introduce(id);
+        if hello.origin {
+            self.ask_for_proof(id);
+        }
         self.begin_telling(id);
         self.refill = true;
     }
@@ -318,7 +354,11 @@ impl Node {
         link.progress.set(None);
         if state.full {
             link.window.clear();
-            self.provide.uncount_all(&std::mem::take(&mut link.taken));
+            self.tracked -= link.taken.len();
+            let before = std::mem::take(&mut link.taken);
+            if !link.hushed {
+                self.provide.uncount_all(&before);
+            }
         }
         let Some(link) = self.links.get_mut(&id) else { return };
         for _ in 0..state.dropped {

@@ -236,7 +236,7 @@ impl Node {
         self.page_answered(id, &hash);
         let asked = self.pages.wanted.get(&hash).is_some_and(|want| want.asked.is_some_and(|(asked, _)| asked == id));
         let Some(link) = self.links.get(&id).filter(|_| asked) else { return };
-        let (origin, sequence) = (link.origin, link.sequence);
+        let (origin, sequence) = (self.is_proven(id), link.sequence);
         if origin && sequence == self.me.sequence {
             // It has all of the version that it announced, so the page is of another one: whoever waits looks anew.
             return self.give_page_up(hash);

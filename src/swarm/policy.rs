@@ -147,6 +147,11 @@ impl Policy {
         if origin { 16_384 } else { 2 * self.links(rate) }
     }
 
+    /// Connections that come from one address. A host has at most 16 nodes, and nobody needs all of them for neighbours.
+    pub fn most_of_an_address(&self, rate: u64, origin: bool) -> usize {
+        (self.most_links(rate, origin) / 4).min(16)
+    }
+
     /// All connections, those being opened among them: what comes in, what is dialled, and origins that answered.
     pub fn most_connections(&self, origin: bool) -> usize {
         self.most_links(u64::MAX, origin) + 3 * self.links + MAX_ORIGINS

@@ -1,7 +1,7 @@
 //! An origin's reading: which segments are read, hashed and signed, and when; what cannot be read; which objects the tree
 //! has. A node that has no tree never prepares anything.
 
-use super::provide::{FAILED, PREPARING};
+use super::provide::{FAILED, MAX_FAILED, PREPARING};
 use super::{LinkId, Node, Output, PrepareError};
 use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId, blocks_of};
 use crate::wire::frame::{Frame, GoneReason};
@@ -76,9 +76,15 @@ impl Node {
         self.store.release(segment, taken);
         match reason {
             PrepareError::Later { after_us } => {
+                if self.provide.later.len() >= MAX_FAILED {
+                    self.provide.later.pop_first();
+                }
                 self.provide.later.insert(segment, self.now.plus(after_us));
             }
             PrepareError::Gone(reason) => {
+                if self.provide.failed.len() >= MAX_FAILED {
+                    self.provide.failed.pop_first();
+                }
                 self.provide.failed.insert(segment.object, (reason, self.now));
                 self.refuse_header_waits(|waits| waits.object == segment.object);
                 self.forget_demands(segment.object);

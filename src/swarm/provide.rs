@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
 use super::{LinkId, Table, Time};
-use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, ObjectId, Run, SegmentId};
+use crate::chunk::{ChunkId, ObjectId, Run, SegmentId};
 use crate::wire::frame::GoneReason;
 
 mod answer;
@@ -34,12 +34,18 @@ pub const HEADER_WAITS: usize = 64;
 const MAX_SENT: usize = 4096;
 /// Chunks whose copies are counted. A peer can name as many as it likes; those beyond count as if nobody had them.
 const MAX_COPIES: usize = 8192;
+/// Their counts, 2 MiB: of large files that are 32 GiB.
+const MAX_COUNTS: usize = 1 << 20;
 /// Pulls that wait for an object's size, which the tree says in the same batch.
 const MAX_PARKED: usize = 1024;
+/// Chunks of which an origin remembers what it sent: a TiB.
+const MAX_OUT: usize = 1 << 16;
 /// Objects, and segments, that could not be read and are remembered as such.
 pub const MAX_FAILED: usize = 4096;
 /// An offer not answered for so long is withdrawn.
 const UNANSWERED: u64 = 3_000_000;
+/// The same to a neighbour that never answered one.
+const UNANSWERED_STRANGER: u64 = 1_000_000;
 /// How long it is believed that an object cannot be read: a disk recovers, a file is put back.
 pub const FAILED: u64 = 5_000_000;
 /// Objects whose size an origin remembers for its neighbours' windows.
@@ -47,7 +53,8 @@ pub const MAX_SIZES: usize = 1 << 17;
 
 /// How many neighbours have or await each block of a chunk.
 struct Copies {
-    each: Box<[u16; BLOCKS_PER_CHUNK as usize]>,
+    /// Up to the last block that anybody had: small files take little.
+    each: Vec<u16>,
     /// The blocks of which there are any.
     some: Bits,
 }
@@ -55,6 +62,8 @@ struct Copies {
 #[derive(Default)]
 pub struct Provide {
     copies: BTreeMap<ChunkId, Copies>,
+    /// Blocks that are counted, of all chunks.
+    counts: usize,
     next_offer: u32,
     pub(super) preparing: BTreeSet<SegmentId>,
     /// Segments not to be tried before.
@@ -69,6 +78,8 @@ pub struct Provide {
     waiting: BTreeSet<LinkId>,
     /// What an origin began to send lately, the oldest in front.
     sent: VecDeque<(Time, Run)>,
+    /// What it ever sent, and the zeros that it told of.
+    out: BTreeMap<ChunkId, Bits>,
 }
 
 impl Provide {
@@ -81,14 +92,16 @@ impl Provide {
         self.preparing.iter().any(|segment| segment.chunk() == chunk)
     }
 
-    pub fn tables(&self) -> [Table; 6] {
+    pub fn tables(&self) -> [Table; 8] {
         [
             Table::new("chunks counted", self.copies.len(), MAX_COPIES),
+            Table::new("blocks counted", self.counts, MAX_COUNTS),
             Table::new("segments being read", self.preparing.len(), PREPARING),
             Table::new("segments to be read later", self.later.len(), MAX_FAILED),
             Table::new("objects that failed", self.failed.len(), MAX_FAILED),
             Table::new("pulls parked", self.parked.len(), MAX_PARKED),
             Table::new("runs sent lately", self.sent.len(), MAX_SENT),
+            Table::new("chunks sent of", self.out.len(), MAX_OUT),
         ]
     }
 
@@ -96,10 +109,18 @@ impl Provide {
         if bits.is_empty() || (self.copies.len() >= MAX_COPIES && !self.copies.contains_key(&chunk)) {
             return;
         }
-        let copies = self
-            .copies
-            .entry(chunk)
-            .or_insert_with(|| Copies { each: Box::new([0; BLOCKS_PER_CHUNK as usize]), some: Bits::EMPTY });
+        let last = bits.iter().last().unwrap_or(0) as usize;
+        let counted = self.copies.get(&chunk).map_or(0, |copies| copies.each.len());
+        let more = (last + 1).saturating_sub(counted);
+        if self.counts + more > MAX_COUNTS {
+            return;
+        }
+        self.counts += more;
+        let copies = self.copies.entry(chunk).or_insert_with(|| Copies { each: Vec::new(), some: Bits::EMPTY });
+        if more > 0 {
+            copies.each.reserve_exact(more);
+            copies.each.resize(last + 1, 0);
+        }
         for block in bits.iter() {
             copies.each[block as usize] += 1;
         }
@@ -110,13 +131,14 @@ impl Provide {
         let Some(copies) = self.copies.get_mut(&chunk) else { return };
         // What was not counted when there was no room is not missed now: a count is never too high.
         for block in bits.iter() {
-            let count = &mut copies.each[block as usize];
+            let Some(count) = copies.each.get_mut(block as usize) else { continue };
             *count = count.saturating_sub(1);
             if *count == 0 {
                 copies.some.remove(block);
             }
         }
         if copies.some.is_empty() {
+            self.counts -= copies.each.len();
             self.copies.remove(&chunk);
         }
     }
@@ -142,6 +164,21 @@ impl Provide {
         self.sent.push_back((now, run));
     }
 
+    /// A block left this origin: from now on others may have it.
+    fn note_out(&mut self, chunk: ChunkId, bits: Bits) {
+        if self.out.len() >= MAX_OUT && !self.out.contains_key(&chunk) {
+            // What is forgotten is sent again if nobody who was given it passes it on.
+            self.out.pop_first();
+        }
+        let out = self.out.entry(chunk).or_default();
+        *out = out.or(&bits);
+    }
+
+    /// What left this origin of a chunk.
+    fn out(&self, chunk: ChunkId) -> Bits {
+        self.out.get(&chunk).copied().unwrap_or_default()
+    }
+
     /// Whether some of a run was sent within `fresh`.
     fn was_sent(&self, run: Run, now: Time, fresh: u64) -> bool {
         let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
@@ -155,6 +192,6 @@ impl Provide {
 
     /// Neighbours that have or await a block.
     pub fn copies(&self, chunk: ChunkId, block: u32) -> u16 {
-        self.copies.get(&chunk).map_or(0, |copies| copies.each[block as usize])
+        self.copies.get(&chunk).map_or(0, |copies| copies.each.get(block as usize).copied().unwrap_or(0))
     }
 }

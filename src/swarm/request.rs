@@ -194,6 +194,11 @@ impl Node {
         let most = self.policy.downloads
             + self.policy.downloads_extra
             + if from_origin { self.policy.downloads_origin } else { 0 };
+        // A stranger may offer and never send: it holds one place, not all of them.
+        let owed = self.requests.downloads.iter().filter(|d| d.link == id && d.transfer & WANTED == 0).count();
+        if self.links.get(&id).is_some_and(|link| owed >= link.allowance()) {
+            return self.send(id, Frame::Decline { id: offer, reason: Refusal::NotNeeded });
+        }
         let doubted = self.links.get(&id).is_none_or(|link| link.is_doubted(self.now));
         if doubted || self.requests.weight() >= most * WHOLE {
             return self.send(id, Frame::Decline { id: offer, reason: Refusal::NoRoom });

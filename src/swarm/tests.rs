@@ -62,6 +62,9 @@ impl Bench {
         let addr = ([10, 0, 0, node as u8], 40_000).into();
         let link = self.node.accept(addr, Time(self.now)).expect("there is room");
         self.frame(link, Frame::Hello(hello(node, origin)));
+        if origin {
+            self.give(Input::Proof { link, good: true });
+        }
         self.frame(link, Frame::State(State { full: true, room: 16, added: window, ..State::default() }));
         link
     }
@@ -488,4 +491,87 @@ fn strangers_that_say_nothing_make_room_for_others() {
     assert!(stranger(&mut bench).is_some(), "whoever was silent longest goes");
     let first = first.expect("there was room for some");
     assert!(bench.drain().contains(&Output::Close { link: first }));
+}
+
+// ---- who means ill
+
+/// A host called itself what another was called, and the other's link was closed for a second one of the same node.
+#[test]
+fn a_stolen_name_ends_nobodys_link() {
+    let mut bench = Bench::new();
+    let link = bench.link(2, false, vec![]);
+    let thief = bench.node.accept(([10, 0, 0, 9], 40_000).into(), Time(bench.now)).expect("there is room");
+    let outputs = bench.frame(thief, Frame::Hello(hello(2, false)));
+    assert!(outputs.contains(&Output::Close { link: thief }) && bench.node.has_link(link));
+}
+
+#[test]
+fn one_address_does_not_take_all_the_places() {
+    let mut bench = Bench::new();
+    let mut accept = |address: u8| bench.node.accept(([10, 0, 0, address], 40_000).into(), Time(bench.now));
+    let crowd = (0..100).filter_map(|_| accept(9)).count();
+    assert!((1..=8).contains(&crowd), "{crowd}");
+    assert!(accept(10).is_some());
+    assert_eq!(bench.node.counters().crowded_connections, 100 - crowd as u64);
+}
+
+/// A peer that offers all the time and never sends filled every place, and honest neighbours' offers were declined.
+#[test]
+fn a_strangers_offers_are_taken_one_at_a_time_until_it_brings_a_block() {
+    let mut bench = Bench::new();
+    let stranger = bench.link(2, false, vec![]);
+    bench.read_on();
+    let offer = |bench: &mut Bench, id: u32, first: u32| {
+        let outputs = bench.frame(stranger, Frame::Offer { id, runs: vec![run(first, 2)] });
+        outputs.iter().any(|output| matches!(output, Output::Send { frame: Frame::Accept { .. }, .. }))
+    };
+    assert!(offer(&mut bench, 1, 0));
+    assert!(!offer(&mut bench, 2, 2));
+    let segment = BlockId { object: run(0, 1).object, index: 0 }.segment();
+    bench.give(Input::Header { segment, zero: 0 });
+    for index in 0..2 {
+        let block = BlockId { object: segment.object, index };
+        bench.give(Input::Progress { link: stranger, transfer: 1, bytes: 32768 });
+        bench.give(Input::Block { link: stranger, transfer: 1, block, good: true });
+    }
+    assert!(offer(&mut bench, 3, 2) && offer(&mut bench, 4, 4), "it has shown that it sends");
+}
+
+/// A peer that told the origin it had everything kept it from offering anything to anybody.
+#[test]
+fn an_origin_counts_no_copy_of_what_it_never_sent() {
+    let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
+    let liar = bench.link(2, false, vec![]);
+    let everything = (0..4).map(|chunk| run(chunk * 512, 512)).collect();
+    bench.frame(liar, Frame::State(State { full: true, taken: everything, ..State::default() }));
+    let reader = bench.link(3, false, vec![run(0, 1024)]);
+    bench.give(Input::Resolved { object: run(0, 1).object, size: Some(SIZE) });
+    let mut outputs = bench.wait(10_000);
+    let segment = BlockId { object: run(0, 1).object, index: 0 }.segment();
+    outputs.extend(bench.give(Input::Prepared { segment, zero: 0 }));
+    outputs.extend(bench.wait(10_000));
+    assert!(!offered(&outputs, reader).is_empty(), "{outputs:?}");
+}
+
+/// Whoever called itself an origin was believed that a file is gone.
+#[test]
+fn gone_is_believed_of_who_has_the_origins_key() {
+    let object = run(0, 1).object;
+    let gone = Frame::Gone { object, reason: GoneReason::Replaced };
+    let told = |outputs: &[Output]| outputs.iter().any(|output| matches!(output, Output::Gone { .. }));
+    for proven in [false, true] {
+        let mut bench = Bench::new();
+        let link = bench.node.accept(([10, 0, 0, 2], 40_000).into(), Time(0)).expect("there is room");
+        let outputs = bench.frame(link, Frame::Hello(hello(2, true)));
+        let asked = |output: &Output| matches!(output, Output::Send { frame: Frame::Prove { .. }, .. });
+        assert!(outputs.iter().any(asked) && bench.node.proof_asked(link).is_some());
+        if proven {
+            bench.give(Input::Proof { link, good: true });
+        }
+        bench.read_on();
+        assert_eq!(told(&bench.frame(link, gone.clone())), proven);
+        let outputs = bench.wait(4_000_000);
+        let closed = outputs.contains(&Output::Close { link });
+        assert_eq!((closed && bench.node.counters().false_origins == 1, bench.node.has_link(link)), (!proven, proven));
+    }
 }

@@ -4,13 +4,17 @@
 //! does not come or an offer that nobody answers may be another's fault, so the neighbour is first left alone for a
 //! while, and avoided, for less, when it happens again without one good block in between. What a peer calls itself
 //! proves nothing: avoided is a name at an address, so that nobody can have another one avoided.
+//!
+//! Nor does what it claims to have. Words cost nothing, so they count as far as deeds go: a stranger's first offer is
+//! taken alone and more with each good block; what only strangers claim to have is not waited for; and an origin counts
+//! no copy of what it never sent. Who says that it is the origin proves it by the key.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::link::Link;
-use super::{LinkId, Node, Table, Time};
-use crate::wire::frame::NodeId;
+use super::{LinkId, Node, Output, Table, Time};
+use crate::wire::frame::{Frame, NodeId};
 
 /// How long a peer that lied is avoided.
 const AVOID: u64 = 600_000_000;
@@ -24,6 +28,13 @@ const DOUBT: u64 = 5_000_000;
 const MOST_BROKEN: u32 = 2;
 /// Aborted transfers in a row that count as one broken promise: some happen whenever a source is lost.
 const MOST_ABORTED: u32 = 32;
+/// The same of one that brought no block since it last broke a promise; and how long nothing is asked of such a one.
+const MOST_ABORTED_STRANGER: u32 = 8;
+const DOUBT_STRANGER: u64 = 20_000_000;
+/// How long after a good block a neighbour's word is taken for what it has: the slowest brings several in that time.
+const CREDIBLE: u64 = 3_000_000;
+/// Who says that it is an origin has so long to prove it.
+const PROOF: u64 = 3_000_000;
 /// Peers avoided at once. More names than that are one liar with many.
 const MAX_AVOIDED: usize = 1024;
 
@@ -33,7 +44,24 @@ pub struct Record {
     /// In a row, since its last good block.
     pub broken: u32,
     pub aborted: u32,
+    /// Good blocks since it last broke a promise, and when the last came.
+    pub good: u32,
+    last_good: Time,
+    /// It answered an offer.
+    pub answers: bool,
     doubted_until: Time,
+}
+
+/// How far a link that is said to lead to an origin has proved it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Proof {
+    #[default]
+    None,
+    Asked {
+        nonce: [u8; 32],
+        since: Time,
+    },
+    Given,
 }
 
 #[derive(Default)]
@@ -52,12 +80,22 @@ impl Link {
     pub fn is_doubted(&self, now: Time) -> bool {
         !self.origin && (self.hushed || now < self.record.doubted_until)
     }
+
+    /// Transfers that are accepted of it at once: one of a stranger, whatever it offers.
+    pub fn allowance(&self) -> usize {
+        if self.origin { usize::MAX } else { 1 + self.record.good as usize }
+    }
+
+    /// Whether what it says it has will come from it, as far as it showed.
+    pub fn is_credible(&self, now: Time) -> bool {
+        self.record.good > 0 && now.since(self.record.last_good) < CREDIBLE && !self.is_doubted(now)
+    }
 }
 
 impl Node {
     /// Ends a link to a peer that broke the protocol or sent wrong bytes, and avoids it.
     pub(super) fn refuse_peer(&mut self, id: LinkId) {
-        let avoid = if self.is_origin(id) { AVOID_ORIGIN } else { AVOID };
+        let avoid = if self.is_proven(id) { AVOID_ORIGIN } else { AVOID };
         self.refuse_for(id, avoid);
     }
 
@@ -69,7 +107,9 @@ impl Node {
             // It had promised that before.
             return;
         }
-        link.record.doubted_until = self.now.plus(DOUBT);
+        let doubt = if link.record.good > 0 { DOUBT } else { DOUBT_STRANGER };
+        link.record.doubted_until = self.now.plus(doubt);
+        link.record.good = 0;
         link.record.broken += 1;
         link.record.aborted = 0;
         if link.record.broken >= MOST_BROKEN && (!link.origin || others) {
@@ -81,7 +121,7 @@ impl Node {
     pub(super) fn note_aborted(&mut self, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.record.aborted += 1;
-        if link.record.aborted >= MOST_ABORTED {
+        if link.record.aborted >= if link.record.good > 0 { MOST_ABORTED } else { MOST_ABORTED_STRANGER } {
             self.break_promise(id);
         }
     }
@@ -90,7 +130,66 @@ impl Node {
     pub(super) fn note_good_block(&mut self, id: LinkId) {
         if let Some(link) = self.links.get_mut(&id) {
             (link.record.broken, link.record.aborted) = (0, 0);
+            link.record.good = link.record.good.saturating_add(1);
+            link.record.last_good = self.now;
         }
+    }
+
+    // ---- who is an origin
+
+    /// Whoever says that it is an origin is asked to prove it. All else goes on meanwhile: it is of use to those alone who
+    /// would be believed that something is gone.
+    pub(super) fn ask_for_proof(&mut self, id: LinkId) {
+        let mut nonce = [0; 32];
+        self.rng.fill(&mut nonce);
+        if let Some(link) = self.links.get_mut(&id) {
+            link.proof = Proof::Asked { nonce, since: self.now };
+        }
+        self.send(id, Frame::Prove { nonce });
+    }
+
+    /// What a link's proof must be of, if one was asked for: the nonce, and who is at the other end.
+    pub fn proof_asked(&self, id: LinkId) -> Option<([u8; 32], NodeId)> {
+        let link = self.links.get(&id)?;
+        match link.proof {
+            Proof::Asked { nonce, .. } => Some((nonce, link.peer)),
+            Proof::None | Proof::Given => None,
+        }
+    }
+
+    pub(super) fn on_proof(&mut self, id: LinkId, good: bool) {
+        match self.links.get_mut(&id) {
+            Some(link) if good => link.proof = Proof::Given,
+            _ => self.refuse_false_origin(id),
+        }
+    }
+
+    /// Somebody wants to know whether this node is the origin. Once a link: each answer is a signature.
+    pub(super) fn on_prove(&mut self, id: LinkId, nonce: [u8; 32]) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if std::mem::replace(&mut link.proved, true) || !self.me.origin {
+            return self.refuse_peer(id);
+        }
+        let peer = link.peer;
+        self.out.push_back(Output::Prove { link: id, nonce, peer });
+    }
+
+    /// Whether a link leads to who has the origin's key.
+    pub(super) fn is_proven(&self, id: LinkId) -> bool {
+        self.links.get(&id).is_some_and(|link| link.origin && link.proof == Proof::Given)
+    }
+
+    pub(super) fn check_proofs(&mut self) {
+        let late = |link: &Link| matches!(link.proof, Proof::Asked { since, .. } if self.now.since(since) > PROOF);
+        let late: Vec<LinkId> = self.links.iter().filter(|(_, link)| late(link)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.refuse_false_origin(id);
+        }
+    }
+
+    fn refuse_false_origin(&mut self, id: LinkId) {
+        self.counters.false_origins += 1;
+        self.refuse_for(id, AVOID);
     }
 
     /// A peer takes nothing of what it is sent.

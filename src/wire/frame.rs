@@ -29,6 +29,8 @@
 //! 16 ASK        count 1: as many neighbours as this, please
 //! 17 PEERS      count 1, peers (wire/datagram.rs)
 //! 18 GONE       object 16, reason 1 (0: rewritten or removed, 1: unreadable)
+//! 19 PROVE      nonce 32: show that you have the origin's key
+//! 20 PROOF      its signature, 64, over "swarmfs 1 origin", the nonce, the origin's node id 8 and the asker's 8
 //! groups        count 2, then for each: object 16, runs 2, then for each: first 4, count 4
 //! ```
 //!
@@ -41,7 +43,7 @@ use super::datagram::{Peer, read_peers, write_peers};
 use super::head::{PageHash, TreeName};
 use super::header::MAX_HEADER;
 use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, MAX_BLOCKS, ObjectId, Run, SegmentId};
-use crate::keys::PublicKey;
+use crate::keys::{PublicKey, SIGNATURE};
 
 /// Bytes before every body.
 pub const FRAME_HEADER: usize = 8;
@@ -128,6 +130,15 @@ pub enum Frame {
     Ask { count: u8 },
     Peers(Vec<Peer>),
     Gone { object: ObjectId, reason: GoneReason },
+    Prove { nonce: [u8; 32] },
+    Proof { signature: [u8; SIGNATURE] },
+}
+
+/// What an origin signs to show a peer that it has the key.
+pub fn proof_text(nonce: &[u8; 32], origin: NodeId, asker: NodeId) -> Vec<u8> {
+    let mut out = Writer::new();
+    out.bytes(b"swarmfs 1 origin").bytes(nonce).u64(origin.0).u64(asker.0);
+    out.finish()
 }
 
 /// What stands before the bytes of a DATA frame.
@@ -328,6 +339,14 @@ impl Frame {
                 });
                 18
             }
+            Frame::Prove { nonce } => {
+                out.bytes(nonce);
+                19
+            }
+            Frame::Proof { signature } => {
+                out.bytes(signature);
+                20
+            }
         }
     }
 
@@ -390,6 +409,8 @@ impl Frame {
                     _ => return Err(Malformed::Bound("reason")),
                 },
             },
+            19 => Frame::Prove { nonce: from.array()? },
+            20 => Frame::Proof { signature: from.array()? },
             _ => return Err(Malformed::Kind(kind)),
         };
         from.end()?;
@@ -576,6 +597,12 @@ mod tests {
             any::<[u8; 32]>().prop_map(|hash| Frame::NoPage(PageHash(hash))),
             any::<u8>().prop_map(|count| Frame::Ask { count }),
             prop::collection::vec(peer(), 0..40).prop_map(Frame::Peers),
+            any::<[u8; 32]>().prop_map(|nonce| Frame::Prove { nonce }),
+            any::<[u8; 32]>().prop_map(|half| {
+                let mut signature = [0; SIGNATURE];
+                signature[..32].copy_from_slice(&half);
+                Frame::Proof { signature }
+            }),
             (object(), any::<bool>()).prop_map(|(object, replaced)| Frame::Gone {
                 object,
                 reason: if replaced { GoneReason::Replaced } else { GoneReason::Unreadable }

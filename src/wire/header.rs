@@ -91,6 +91,20 @@ impl SegmentHeader {
         out.bytes(&self.signature);
     }
 
+    /// Which segment the bytes of a header are about, unchecked.
+    pub fn names(bytes: &[u8]) -> Option<SegmentId> {
+        let mut from = Reader::new(bytes);
+        from.u8().ok()?;
+        Some(SegmentId { object: ObjectId(from.array().ok()?), index: from.u32().ok()? })
+    }
+
+    /// Whether these bytes are this header.
+    pub fn is(&self, bytes: &[u8]) -> bool {
+        let mut own = Writer::new();
+        self.encode(&mut own);
+        own.as_slice() == bytes
+    }
+
     /// Parses a whole header and checks its signature against `key`.
     pub fn open(bytes: &[u8], key: &PublicKey) -> Result<SegmentHeader, Malformed> {
         let mut from = Reader::new(bytes);

@@ -232,6 +232,9 @@ impl World {
                 }
                 let frame = Prefix::parse(head).and_then(|prefix| prefix.frame(body));
                 let frame = frame.unwrap_or_else(|error| panic!("a node made a frame that is refused: {error}"));
+                if let Frame::Proof { signature } = frame {
+                    return self.input(host, Input::Proof { link, good: signature == [1; 64] });
+                }
                 if let Some(frame) = self.answer(host, link, frame) {
                     self.input(host, Input::Frame { link, frame });
                 }

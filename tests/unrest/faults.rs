@@ -16,8 +16,10 @@ const VETERANS: usize = 2;
 
 /// What a full cache and all beside it differ by from one moment to the next.
 const GROWTH: u64 = 16 << 20;
+/// Rounds of which the least counts.
+const RECENT: usize = 6;
 /// Links of such a swarm that one moment has and the next has not.
-const LINKS: usize = 24;
+const LINKS: u64 = 24;
 
 pub struct World<'a> {
     pub lab: &'a Lab,
@@ -133,17 +135,21 @@ impl<'a> World<'a> {
         assert!(status.success(), "the origin: {status} after it was asked to end");
     }
 
-    /// What they hold after hours is what they held when they were young. A node that was killed meanwhile has begun anew.
-    pub fn veterans_must_not_grow(&self, young: &[Held], now: &[Held]) {
-        // The origin is the first of what was measured.
-        for (node, (young, now)) in
-            self.nodes.iter().zip(young.iter().zip(now).skip(1)).filter(|(node, _)| node.veteran)
-        {
-            let what = format!("{}: {young:?} became {now:?}", node.host.name);
+    /// What they hold after hours is what they held when they were young: the least of some rounds, since one moment has
+    /// more under way than the next. A node that was killed meanwhile has begun anew.
+    pub fn veterans_must_not_grow(&self, rounds: &[Vec<Held>]) {
+        let recent = &rounds[rounds.len().saturating_sub(RECENT)..];
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.veteran) {
+            // The origin is the first of what was measured.
+            let of = |round: &Vec<Held>| round[index + 1];
+            let least = |what: fn(Held) -> u64| recent.iter().map(of).map(what).min().expect("there was a round");
+            let (anonymous, descriptors) = (least(|held| held.anonymous), least(|held| held.descriptors as u64));
+            let (name, young) = (&node.host.name, of(&rounds[0]));
             // A young one need not have filled its cache.
             let full = young.anonymous.max(CACHE_MIB << 20);
-            assert!(now.anonymous < full + GROWTH, "memory leaks on {what}");
-            assert!(now.descriptors < young.descriptors + LINKS, "descriptors leak on {what}");
+            assert!(anonymous < full + GROWTH, "memory leaks on {name}: {young:?}, and now at least {anonymous} bytes");
+            let links = young.descriptors as u64 + LINKS;
+            assert!(descriptors < links, "descriptors leak on {name}: {young:?}, and now at least {descriptors}");
         }
     }
 

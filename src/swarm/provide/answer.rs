@@ -1,6 +1,6 @@
 //! What follows an offer or a pull: an upload, or none.
 
-use super::{MAX_PARKED, MOST_UPLOADS, PULLED, UNANSWERED};
+use super::{MAX_PARKED, MOST_UPLOADS, PULLED, UNANSWERED, UNANSWERED_STRANGER};
 use crate::chunk::{BlockId, Run, blocks_of};
 use crate::swarm::link::{Upload, by_chunk};
 use crate::swarm::policy::WHOLE;
@@ -18,6 +18,7 @@ impl Node {
             return;
         };
         let made = link.offers.swap_remove(index);
+        link.record.answers = true;
         let inside =
             |offered: &Run| offered.object == run.object && offered.first <= run.first && run.end() <= offered.end();
         if !made.runs.iter().any(inside) {
@@ -38,6 +39,7 @@ impl Node {
         let Some(link) = self.links.get_mut(&id) else { return };
         let Some(index) = link.offers.iter().position(|made| made.id == offer) else { return };
         let made = link.offers.swap_remove(index);
+        link.record.answers = true;
         self.refill = true;
         match (reason, origin) {
             (Refusal::NoRoom, _) => {
@@ -59,7 +61,8 @@ impl Node {
     pub(in crate::swarm) fn check_offers(&mut self) {
         let (now, mut withdrawn) = (self.now, Vec::new());
         for (id, link) in &mut self.links {
-            for made in link.offers.extract_if(.., |made| now.since(made.made) > UNANSWERED) {
+            let patience = if link.record.answers { UNANSWERED } else { UNANSWERED_STRANGER };
+            for made in link.offers.extract_if(.., |made| now.since(made.made) > patience) {
                 withdrawn.push((*id, made));
             }
         }
@@ -141,8 +144,11 @@ impl Node {
     pub(super) fn comes_from_others(&self, id: LinkId, run: Run, starving: bool) -> bool {
         // The asker's own report may already count what it awaits from this very answer.
         let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
-        let copied = by_chunk(run)
-            .any(|(chunk, range)| range.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block)));
+        let given = self.given();
+        let copied = by_chunk(run).any(|(chunk, range)| {
+            let held = range.and(&self.may_be_held(chunk, &given));
+            held.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block))
+        });
         copied && (!starving || self.provide.was_sent(run, self.now, self.fresh()))
     }
 

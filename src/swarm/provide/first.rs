@@ -1,11 +1,21 @@
 //! An origin puts each piece in once: the lowest that nobody has or awaits.
 
+use std::collections::BTreeMap;
+
 use super::PREPARING;
-use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, blocks_of};
+use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, Run, SegmentId, blocks_of};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::{Link, by_chunk};
 use crate::swarm::policy::WHOLE;
 use crate::swarm::{LinkId, Node};
+
+/// What an origin gave to neighbours and did not send yet.
+#[derive(Default)]
+pub(super) struct Given {
+    blocks: BTreeMap<ChunkId, Bits>,
+    /// Another origin sends, too: neighbours may have what this one never sent.
+    by_others: bool,
+}
 
 impl Node {
     /// An origin's choice: the lowest blocks that nobody has or awaits, to the neighbour with the fewest transfers.
@@ -18,6 +28,7 @@ impl Node {
         let median = rates.get(rates.len().saturating_sub(1) / 2).copied().unwrap_or(0);
         let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
         let mut unread: Option<(u64, SegmentId)> = None;
+        let given = self.given();
         for (id, link) in &self.links {
             let open = link.greeted
                 && link.known
@@ -31,7 +42,7 @@ impl Node {
             if link.rate > 0 && link.rate * 2 < median {
                 continue;
             }
-            let Some((distance, run)) = self.first_unsent(link, piece) else { continue };
+            let Some((distance, run)) = self.first_unsent(link, piece, &given) else { continue };
             let position = link.position.saturating_add(distance);
             let segment = BlockId { object: run.object, index: run.first }.segment();
             if !self.store.has_header(segment) {
@@ -55,7 +66,7 @@ impl Node {
     }
 
     /// The first blocks in a neighbour's window that nobody has or awaits, and how far into the window they lie.
-    pub(super) fn first_unsent(&self, link: &Link, piece: u32) -> Option<(u64, Run)> {
+    pub(super) fn first_unsent(&self, link: &Link, piece: u32, given: &Given) -> Option<(u64, Run)> {
         let mut distance = 0;
         for run in &link.window {
             let Some(blocks) = self.sizes.get(&run.object).map(|size| blocks_of(*size)) else {
@@ -65,7 +76,7 @@ impl Node {
             for (chunk, range) in by_chunk(*run) {
                 let start = chunk.first_block();
                 let mine = range.minus(&link.taken(chunk)).and(&Bits::range(0, blocks.saturating_sub(start)));
-                let unsent = mine.minus(&self.provide.copied(chunk));
+                let unsent = mine.minus(&self.provide.copied(chunk).and(&self.may_be_held(chunk, given)));
                 if let Some(block) = unsent.first_from(0) {
                     // Zeros cost nothing to send: the piece grows over them, to the segment's end.
                     let segment_end = (block / BLOCKS_PER_SEGMENT + 1) * BLOCKS_PER_SEGMENT;
@@ -85,6 +96,31 @@ impl Node {
             distance += run.count as u64;
         }
         None
+    }
+
+    /// What neighbours were offered or are being sent.
+    pub(super) fn given(&self) -> Given {
+        let by_others = self.links.keys().any(|id| self.is_proven(*id));
+        let mut given = Given { by_others, ..Given::default() };
+        for link in self.links.values() {
+            let offered = link.offers.iter().flat_map(|offer| offer.runs.iter());
+            for run in offered.chain(link.uploads.iter().map(|upload| &upload.run)) {
+                for (chunk, bits) in by_chunk(*run) {
+                    let all = given.blocks.entry(chunk).or_default();
+                    *all = all.or(&bits);
+                }
+            }
+        }
+        given
+    }
+
+    /// What somebody can have of a chunk: what left this origin, or is about to. Whoever claims more has it from an earlier
+    /// life of this origin, or lies; that is sent once more rather than believed.
+    pub(super) fn may_be_held(&self, chunk: ChunkId, given: &Given) -> Bits {
+        if given.by_others {
+            return Bits::range(0, BLOCKS_PER_CHUNK);
+        }
+        self.provide.out(chunk).or(&given.blocks.get(&chunk).copied().unwrap_or_default())
     }
 
     /// Has the segments after a run read before they are due.

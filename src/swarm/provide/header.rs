@@ -57,6 +57,9 @@ impl Node {
             .fold(0u64, |bits, block| bits | 1 << block);
         let mut bits = Bits::EMPTY;
         bits.set_segment(index, zero);
+        if self.me.origin {
+            self.provide.note_out(segment.chunk(), bits);
+        }
         self.note_taken_bits(id, segment.chunk(), bits);
     }
 

@@ -1,7 +1,8 @@
 //! Uploads under way: whose turn it is, and the next frame.
 
 use super::{FAST, LONG_FRAME, SHORT_FRAME};
-use crate::chunk::{BlockId, ChunkId, Run, block_len};
+use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, block_len};
+use crate::swarm::bits::Bits;
 use crate::swarm::link::by_chunk;
 use crate::swarm::{LinkId, Node, Transmit};
 use crate::wire::frame::Frame;
@@ -76,7 +77,7 @@ impl Node {
         let frame = if self.gossip.rate() > FAST { LONG_FRAME } else { SHORT_FRAME };
         let origin = self.me.origin;
         let mut found = None;
-        let mut ended = 0;
+        let (mut ended, mut whole) = (0, false);
         let link = self.links.get_mut(&id)?;
         let mut index = 0;
         while let Some(upload) = link.uploads.get_mut(index) {
@@ -92,6 +93,7 @@ impl Node {
                 found = Some(Transmit { transfer: upload.transfer, block, offset: upload.offset, len });
                 upload.offset += len;
                 if upload.offset >= block_len(size, upload.next) {
+                    whole = true;
                     upload.next += 1;
                     upload.offset = 0;
                 }
@@ -118,6 +120,10 @@ impl Node {
         }
         if let Some(transmit) = &found {
             link.last_served = Some(self.now);
+            if origin && whole {
+                let block = transmit.block.index % BLOCKS_PER_CHUNK;
+                self.provide.note_out(transmit.block.chunk(), Bits::range(block, block + 1));
+            }
             self.gossip.count_sent(transmit.len as u64);
         }
         found

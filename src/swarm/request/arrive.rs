@@ -208,19 +208,26 @@ impl Node {
     pub(in crate::swarm) fn check_transfers(&mut self) {
         let now = self.now;
         let mut stalled = Vec::new();
+        // A stranger has one transfer at a time: it begins as soon as that of a neighbour that is heard of again, or never.
+        let hush = self.policy.hush(self.gossip.best_rate());
         for download in &self.requests.downloads {
             let limit = self.policy.silence;
+            let link = self.links.get(&download.link);
+            let stranger = link.is_some_and(|link| link.allowance() == 1);
             let (since, limit) = if download.started {
                 (download.last, limit)
+            } else if stranger {
+                (download.began, 2 * hush)
             } else {
                 // It may queue behind others as long as those move, but not for ever. Only an origin that reads its disk
                 // may just talk meanwhile.
                 let moved = |link: &Link| if link.origin { link.last_heard } else { link.last_data };
-                let moved = self.links.get(&download.link).map_or(Time(0), moved);
+                let moved = link.map_or(Time(0), moved);
                 (download.began.max(moved.min(download.began.plus(3 * limit))), 2 * limit)
             };
             // Bytes that never make a block are no progress either.
-            let crawls = download.started && now.since(download.advanced) > CRAWL;
+            let crawl = if stranger { 4 * hush } else { CRAWL };
+            let crawls = download.started && now.since(download.advanced) > crawl;
             if crawls || now.since(since) > limit {
                 stalled.push((download.link, download.transfer));
             }

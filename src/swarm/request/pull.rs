@@ -57,7 +57,7 @@ impl Node {
                 let block = BlockId { object: missing.object, index: missing.first };
                 let at_neighbour = self.links.values().any(|link| {
                     !link.origin
-                        && !link.is_doubted(self.now)
+                        && link.is_credible(self.now)
                         && link.has_taken(block.chunk(), block.index % BLOCKS_PER_CHUNK)
                 });
                 if head {
@@ -127,18 +127,20 @@ impl Node {
         let (chunk, block) = (segment.chunk(), run.first % BLOCKS_PER_CHUNK);
         let busy = |id: LinkId| self.requests.downloads.iter().filter(|d| d.link == id).count();
         let free = |id: LinkId| !self.requests.refused.contains_key(&(id, segment));
+        let origins = self.links.iter().filter(|(id, link)| link.greeted && link.origin && free(**id));
+        let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
+        // What a stranger says it has is believed where nobody else is there, or by who jumps about: an origin alone would
+        // have to serve all of those.
+        let believes = origin.is_none() || !self.requests.in_window(chunk).get(block);
         let mut holders: Vec<(usize, LinkId)> = self
             .links
             .iter()
-            .filter(|(id, link)| {
-                link.greeted && !link.origin && !link.is_doubted(self.now) && link.has_taken(chunk, block) && free(**id)
-            })
+            .filter(|(_, link)| link.greeted && !link.origin && !link.is_doubted(self.now))
+            .filter(|(id, link)| (believes || link.is_credible(self.now)) && link.has_taken(chunk, block) && free(**id))
             .map(|(id, _)| (busy(*id), *id))
             .collect();
         let least = holders.iter().map(|(busy, _)| *busy).min();
         holders.retain(|(busy, _)| Some(*busy) == least);
-        let origins = self.links.iter().filter(|(id, link)| link.greeted && link.origin && free(**id));
-        let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
         let Some(id) = self.rng.choice(holders).map(|(_, id)| id).or(origin) else { return false };
         let transfer = WANTED | self.requests.next_want;
         if !self.begin_download(id, transfer, run, demand) {

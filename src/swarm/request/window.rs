@@ -133,7 +133,7 @@ impl Node {
 
     /// Only an origin can say that nobody will have an object again.
     pub(in crate::swarm) fn on_gone(&mut self, id: LinkId, object: ObjectId, reason: GoneReason) {
-        if !self.links.get(&id).is_some_and(|link| link.origin) {
+        if !self.is_proven(id) {
             return;
         }
         for window in self.requests.readers.values_mut() {

@@ -289,10 +289,10 @@ mod tests {
             (chunk, 1),
             (chunk + 1, 1),
             (2 * chunk, 2),
-            (3 * chunk, 3),
-            (12 * chunk - 1, 7),
+            (3 * chunk, 4),
+            (12 * chunk - 1, 8),
             (1000 * chunk + 17, 20),
-            (u64::from(u32::MAX) * chunk, 40),
+            (u64::from(u32::MAX) * chunk, 65),
         ] {
             let len_of = |index: u32| size.saturating_sub(u64::from(index) * chunk).min(chunk) as u32;
             let (mut search, mut asked) = (Search::new(len_of(0)), 0);
