@@ -4,7 +4,7 @@
 //! `cargo bench --bench mesh` runs the small rows, shortened; `-- 8 32 128 1000 10000 crash slow-disks slow-links late
 //! racks` those named, in full; `-- ablation` one change of the policy after the other beside the policy as it is (`ablation crash`: in that row).
 //! `--only TEXT`, as often as you like, leaves the changes that hold it in their names.
-//! `--seeds N`, `--seed FIRST`, `--readers N`, `--mib N` and `--rate MBIT` change any of them, `--spread S` that over which late ones start; `--trace MS` shows how one
+//! `--seeds N`, `--seed FIRST`, `--readers N`, `--mib N` and `--rate MBIT` change any of them; `--trace MS` shows how one
 //! run goes. A row that falls short says so and fails
 //! nothing: figures are for people, `tests/sim/expected.txt` is for machines.
 
@@ -64,8 +64,6 @@ struct Row {
     /// The first of the seeds.
     seed: u64,
     rate: u64,
-    /// Seconds over which late readers start.
-    spread: u64,
     /// Milliseconds between two lines of a trace; none at 0.
     trace: u64,
     goal: Goal,
@@ -82,7 +80,6 @@ fn rows() -> Vec<Row> {
         seeds: 3,
         seed: 1,
         rate: mbit(1000),
-        spread: SPREAD,
         trace: 0,
         goal,
     };
@@ -115,11 +112,9 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 44] = [
+const CHANGES: [(&str, Change); 42] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
-    ("crossing costs nothing", |p| p.crossing = 0),
-    ("crossing costs 32 MiB", |p| p.crossing = 128),
     ("nothing pinned", |p| p.pinned = 0),
     ("pieces of 256 KiB", |p| p.most_piece = 8),
     ("pieces of 512 KiB", |p| p.most_piece = 16),
@@ -207,7 +202,7 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
         world.reader(match row.kind {
             Kind::SlowDisks if slow => setup(row.rate, row.rate / 10, 0),
             Kind::SlowLinks if slow => setup(row.rate / 10, UNBOUND, 0),
-            Kind::Late => setup(row.rate, CARD, rng.u64(0..row.spread * SECOND)),
+            Kind::Late => setup(row.rate, CARD, rng.u64(0..SPREAD * SECOND)),
             _ => setup(row.rate, UNBOUND, 0),
         });
     }
@@ -216,7 +211,7 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
             world.at((rng.f64() * alone * 1e9) as u64, Fault::Crash(victim));
         }
     }
-    let bound = row.spread as f64 + 60.0 + alone * 20.0;
+    let bound = SPREAD as f64 + 60.0 + alone * 20.0;
     let unfinished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         if row.trace > 0 {
             trace(&mut world, row.trace * MS, (alone * 2e9) as u64);
@@ -266,11 +261,9 @@ fn trace(world: &mut World, step: u64, end: u64) {
         let mut done: Vec<u64> = now.0[1..].iter().map(|bytes| bytes >> 20).collect();
         done.sort_unstable();
         println!(
-            "{:8.3} s, origin {:4}, of all {:.0} MiB {:.0} pulled; {} read {:?}, mean {}; {} .. {} MiB; dropped {}",
+            "{:8.3} s, origin {:4}; {} read {:?}, mean {}; {} .. {} MiB; dropped {}",
             world.now as f64 / 1e9,
             (now.1 - before.1) * 1000 / full(0),
-            now.1 as f64 / MIB as f64,
-            world.hosts[0].count.pulled as f64 / MIB as f64,
             rates.len(),
             [0, 10, 50, 90, 100]
                 .map(|part| rates.get(rates.len().saturating_sub(1) * part / 100).copied().unwrap_or(0)),
@@ -416,7 +409,7 @@ fn main() {
     while let Some(arg) = args.next() {
         match arg.strip_prefix("--") {
             Some("only") => only.extend(args.next()),
-            Some(option @ ("seeds" | "seed" | "readers" | "mib" | "rate" | "spread" | "trace")) => {
+            Some(option @ ("seeds" | "seed" | "readers" | "mib" | "rate" | "trace")) => {
                 let Some(value) = args.next().and_then(|text| text.parse::<u64>().ok()).filter(|value| *value > 0)
                 else {
                     eprintln!("--{option} takes a number");
@@ -434,7 +427,6 @@ fn main() {
             match option.as_str() {
                 "seeds" => row.seeds = *value,
                 "seed" => row.seed = *value,
-                "spread" => row.spread = *value,
                 "trace" => row.trace = *value,
                 "readers" => row.readers = *value as usize,
                 "mib" => row.mib = *value,

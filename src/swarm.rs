@@ -6,12 +6,11 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `prepare` what an origin reads for that, `replica` what one of several asks before, `gossip` what nodes tell each
-//! other, how they meet and whom they stay linked to, `trust` whom they go on dealing with, `pages` the catalogue's way
-//! through the swarm.
+//! `prepare` what an origin reads for that, `replica` what one of several asks before, `gossip` what nodes tell each other and how they meet, `trust` whom they
+//! go on dealing with, `pages` the catalogue's way through the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::chunk::{BlockId, ChunkId, ObjectId, Run, SEGMENTS_PER_CHUNK, SegmentId};
 use crate::wire::datagram::{Join, Peer, Welcome};
@@ -92,10 +91,9 @@ pub enum Input {
         from: SocketAddr,
         welcome: Box<Welcome>,
     },
-    /// A connection that `Output::Connect` asked for is there; this host's address is `own` on it.
+    /// A connection that `Output::Connect` asked for is there.
     Connected {
         link: LinkId,
-        own: IpAddr,
     },
     /// A connection ended, or could not be made.
     Closed {
@@ -394,10 +392,7 @@ impl Node {
         match input {
             Input::Join { from, join } => self.on_join(from, join),
             Input::Welcome { from, welcome } => self.on_welcome(from, *welcome),
-            Input::Connected { link, own } => {
-                self.note_own_address(own);
-                self.greet(link);
-            }
+            Input::Connected { link } => self.greet(link),
             Input::Closed { link } => self.forget_link(link),
             Input::Frame { link, frame } => self.on_frame(link, frame),
             Input::Progress { link, transfer, bytes } => self.on_progress(link, transfer, bytes),
@@ -579,7 +574,7 @@ impl Node {
             Frame::GetPage(hash) => self.on_get_page(id, hash),
             Frame::NoPage(hash) => self.on_no_page(id, hash),
             Frame::Ask { count } => self.on_ask(id, count),
-            Frame::Peers(peers) => self.learn_peers(peers, self.is_origin(id)),
+            Frame::Peers(peers) => self.learn_peers(peers),
             Frame::Gone { object, reason } => self.on_gone(id, object, reason),
         }
     }

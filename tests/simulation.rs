@@ -306,23 +306,6 @@ fn readers_a_few_seconds_apart_are_served_by_those_ahead() {
     assert!(copies(&world, size) < 1.1, "{} copies", copies(&world, size));
 }
 
-/// Two racks, each behind a link that carries four of its fourteen readers.
-#[test]
-fn most_of_what_a_rack_needs_it_gets_inside() {
-    let (size, rate) = (32 * MIB, mbit(100));
-    let racks = Some(Racks { readers: 14, uplink: mbit(400) });
-    let mut world = World::new(seed(1), Network { racks, ..Network::default() });
-    let file = world.tree.add(size, 0);
-    world.origin(setup(rate, vec![]));
-    for _ in 0..28 {
-        world.reader(setup(rate, through(vec![file])));
-    }
-    world.run(nanos(ideal(size, rate) * 1.5));
-    assert_all_read(&world, size);
-    let crossed = world.crossed as f64 / size as f64;
-    assert!(crossed < 12.0, "{crossed:.1} copies crossed, of 28 that were read");
-}
-
 #[test]
 fn two_readers_on_each_node_read_two_files() {
     let (size, rate) = (32 * MIB, mbit(100));

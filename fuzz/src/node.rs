@@ -120,7 +120,7 @@ impl Play {
             0..=2 => {
                 let link = match self.connecting.pop_front() {
                     Some(link) if self.links.contains_key(&link) => {
-                        self.give(Input::Connected { link, own: address(from)?.ip() });
+                        self.give(Input::Connected { link });
                         link
                     }
                     _ => match self.node.accept(address(from)?, Time(self.now)) {

@@ -190,9 +190,8 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
     };
     // The node may have given it up just before.
     if core.borrow().node.has_link(link) {
-        let own = stream.local_addr().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), |own| own.ip());
         attach(&core, link, stream, addr, channel);
-        core.borrow_mut().handle(Input::Connected { link, own });
+        core.borrow_mut().handle(Input::Connected { link });
         settle(&core);
     }
 }

@@ -4,7 +4,7 @@
 //! for some milliseconds; an origin gets a full report instead, less often, since its uplink bounds everybody.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::bits::Bits;
 use super::link::by_chunk;
@@ -16,7 +16,6 @@ use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 mod alive;
 mod known;
 mod meet;
-mod rack;
 mod slide;
 
 use slide::slide;
@@ -43,13 +42,6 @@ const RISING: u64 = 50_000;
 const FAST: u64 = 5_000_000;
 /// What an origin sent within this may be nobody else's yet: whoever got it says more often that it lives.
 const SERVED: u64 = 1_000_000;
-/// Neighbours at the same place that are enough of an introduction: with those, nobody is named who is elsewhere.
-const FEW: usize = 4;
-/// How long an origin's word counts that somebody is at the same place, how often it is asked for more such, and how
-/// long one who turned out to be elsewhere is not dialled again.
-const NAMED: u64 = 5_000_000;
-const ASK_NEAR: u64 = 1_000_000;
-const PARTED: u64 = 10_000_000;
 /// A connection that is not greeted by then is given up.
 const GREETING: u64 = 3_000_000;
 /// A greeting needs no longer than this, even through the queue of a busy switch port.
@@ -58,8 +50,6 @@ const PROMPT: u64 = 250_000;
 struct Known {
     addr: SocketAddr,
     origin: bool,
-    /// Until when an origin's word counts that it is at the same place as this node.
-    near_until: Time,
     /// Worth a link whatever their number, as long as no origin is linked.
     perhaps_origin: bool,
     /// When it may be tried, after `tries` in a row that failed.
@@ -107,8 +97,6 @@ impl Told {
 pub struct Gossip {
     pub last_tick: Time,
     began: Time,
-    /// This node's address, as its connections have it.
-    own: Option<IpAddr>,
     known: BTreeMap<NodeId, Known>,
     /// How many of them have an address: of a thousand who are heard hardly one has another's.
     at: BTreeMap<SocketAddr, u32>,
@@ -129,8 +117,6 @@ pub struct Gossip {
     join_pause: u64,
     asks: u32,
     next_ask: Time,
-    next_ask_near: Time,
-    next_part: Time,
     next_meet: Time,
     next_head: Time,
     /// The newest that was asked for, and the pause until it is asked for again.
@@ -150,7 +136,6 @@ impl Gossip {
         Gossip {
             last_tick: now,
             began: now,
-            own: None,
             known: BTreeMap::new(),
             at: BTreeMap::new(),
             neighbours: Told::default(),
@@ -166,8 +151,6 @@ impl Gossip {
             join_pause: FIRST_JOIN,
             asks: 0,
             next_ask: now.plus(250_000),
-            next_ask_near: now,
-            next_part: now,
             next_meet: now,
             next_head: now,
             asked_head: 0,

@@ -380,7 +380,7 @@ impl Node {
                 _ => link.window.push_back(run),
             }
         }
-        let stranger = !std::mem::replace(&mut link.known, true);
+        link.known = true;
         let sequence = state.sequence;
         link.sequence = state.sequence;
         // Places are added up: none is near the end of the numbers.
@@ -406,9 +406,6 @@ impl Node {
             self.note_taken(id, run);
         }
         self.compare_sequence(id, sequence);
-        if stranger {
-            self.look_whether_near(id);
-        }
         if self.me.origin {
             self.resolve(&window);
         }

@@ -42,9 +42,6 @@ pub struct Policy {
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
     /// laggard then. Only the benches ask for it, to show that the simulator shows it.
     pub herd: bool,
-    /// A neighbour in another rack counts as this much farther ahead, in steps of 256 KiB: what its own rack has it gets
-    /// there, and what crosses is what nobody there has.
-    pub crossing: u64,
     /// Chunks that a node keeps longer than others, each node others, so that whoever comes late finds them.
     pub pinned: usize,
     /// Links a node keeps to other readers.
@@ -105,7 +102,6 @@ impl Policy {
             downloads_extra: 4,
             downloads_origin: 2,
             herd: false,
-            crossing: 32,
             pinned: 2,
             links: 16,
             urgent: 2,

@@ -4,7 +4,6 @@ use super::*;
 use crate::keys::OriginKey;
 use crate::wire::frame::{NodeId, State};
 
-mod places;
 mod replica;
 
 const SIZE: u64 = 64 << 20;

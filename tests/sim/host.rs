@@ -242,8 +242,6 @@ pub struct Count {
     /// Bytes of blocks sent and received in DATA frames.
     pub data_sent: u64,
     pub data_received: u64,
-    /// Of those sent, what others pulled.
-    pub pulled: u64,
     /// Everything that its link carried outwards, with headers and ACKs.
     pub wire_sent: u64,
     /// Bytes of DATA that were thrown away: already here, or not expected any more.

@@ -177,8 +177,6 @@ pub struct World {
     old_head: TreeHead,
     faults_left: usize,
     pub broadcasts: u64,
-    /// Bytes that left a rack, and that came into one.
-    pub crossed: u64,
 }
 
 /// Says how to repeat a run that failed, whatever it was that panicked.
@@ -230,7 +228,6 @@ impl World {
             key,
             faults_left: 0,
             broadcasts: 0,
-            crossed: 0,
         }
     }
 
@@ -372,8 +369,7 @@ impl World {
                     && let Some(link) = self.connections[connection].ends[0].link
                 {
                     let host = self.connections[connection].ends[0].host;
-                    let own = self.hosts[host].addr.ip();
-                    self.input(host, Input::Connected { link, own });
+                    self.input(host, Input::Connected { link });
                     self.pump(connection, 0);
                 }
             }

@@ -1,7 +1,6 @@
 //! Connections as drivers see them: opening, writing, sending in turn, receiving, closing.
 
 use super::*;
-use swarmfs::wire::frame::WANTED;
 
 impl World {
     /// Whether an end of a connection still belongs to the life of its host that opened it.
@@ -82,7 +81,6 @@ impl World {
             let owner = &mut self.hosts[host];
             assert!(owner.has(next.block), "host {host} is to send {:?}, which it has not", next.block);
             owner.count.data_sent += next.len as u64;
-            owner.count.pulled += if next.transfer & WANTED != 0 { next.len as u64 } else { 0 };
             let bytes = next.len + (FRAME_HEADER + DATA_HEADER) as u32;
             let (transfer, block, offset, len) = (next.transfer, next.block, next.offset, next.len);
             pipe.write(Message::Data { transfer, block, offset, len, wrong: liar }, bytes, &mut self.spare);
@@ -177,7 +175,6 @@ impl World {
         let mut at = self.now + self.network.latency;
         for (rack, way) in self.uplinks_between(from, to) {
             at = self.uplinks[rack][way].through_port(at, bytes);
-            self.crossed += bytes;
         }
         self.hosts[to].wire.through_port(at, bytes)
     }

@@ -2,10 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::rack::own_rack_first;
-use super::{FEW, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NAMED, NEAR};
+use super::{Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
+use crate::swarm::Node;
 use crate::swarm::link::Link;
-use crate::swarm::{Node, Time};
 use crate::wire::datagram::Peer;
 use crate::wire::frame::NodeId;
 
@@ -48,8 +47,8 @@ impl Node {
         if self.gossip.known.len() >= MAX_KNOWN {
             self.forget_worst_peer();
         }
-        let (near_until, perhaps_origin, tries) = (Time(0), false, 0);
-        let known = Known { addr, origin, near_until, perhaps_origin, next_try: self.now, tries };
+        let (perhaps_origin, tries) = (false, 0);
+        let known = Known { addr, origin, perhaps_origin, next_try: self.now, tries };
         self.gossip.known.insert(node, known);
         *self.gossip.at.entry(addr).or_default() += 1;
     }
@@ -78,17 +77,18 @@ impl Node {
     }
 
     /// Whoever knows the origin names it first: one that has lost all answers to its JOINs finds it by its neighbours.
-    pub(in crate::swarm) fn learn_peers(&mut self, peers: Vec<Peer>, by_origin: bool) {
+    pub(in crate::swarm) fn learn_peers(&mut self, peers: Vec<Peer>) {
         let seeking = !self.has_origin();
         for (index, peer) in peers.into_iter().enumerate() {
             if !self.gossip.known.contains_key(&peer.node) {
                 self.learn_peer(peer.node, peer.addr, false);
             }
-            let Some(known) = self.gossip.known.get_mut(&peer.node) else { continue };
-            if by_origin {
-                known.near_until = self.now.plus(NAMED);
+            if let Some(known) = self.gossip.known.get_mut(&peer.node)
+                && seeking
+                && index == 0
+            {
+                known.perhaps_origin = true;
             }
-            known.perhaps_origin |= seeking && index == 0;
         }
         self.gossip.next_meet = self.now;
     }
@@ -124,10 +124,6 @@ impl Node {
         let (mut peers, mut far): (Vec<&Link>, Vec<&Link>) = peers.partition(|link| near(link));
         self.rng.shuffle(&mut peers);
         self.rng.shuffle(&mut far);
-        if peers.len() >= FEW {
-            far.clear();
-        }
-        own_rack_first(at.ip(), &mut peers);
         origin.into_iter().chain(peers.into_iter().chain(far).take(count).map(peer)).collect()
     }
 }

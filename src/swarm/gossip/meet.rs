@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::{ASK_NEAR, LAST_JOIN, NEAR, PARTED};
-use crate::swarm::link::{Link, by_chunk};
+use super::LAST_JOIN;
 use crate::swarm::{JoinAim, LinkId, Node, Output};
 use crate::wire::datagram::{Join, MAX_PEERS, Welcome};
 use crate::wire::frame::{Frame, NodeId};
@@ -17,64 +16,20 @@ impl Node {
             return;
         }
         self.gossip.next_meet = self.now.plus(50_000);
-        self.look_for_an_origin();
-        let far = self.far_links();
-        let (most, count) = (self.links_by_now(), self.neighbour_links());
-        // Who is elsewhere is no help; it stays until there are others in its place.
-        let mut wanted = (most + far.len()).min(2 * most).saturating_sub(count);
+        if !self.has_origin() && self.now >= self.gossip.next_join {
+            self.gossip.next_join = self.now.plus(self.gossip.join_pause);
+            self.gossip.join_pause = (self.gossip.join_pause * 2).min(LAST_JOIN);
+            self.counters.joins += 1;
+            self.out.push_back(Output::Join { join: JoinAim::Broadcast });
+            let origins: Vec<SocketAddr> = self.gossip.known.values().filter(|k| k.origin).map(|k| k.addr).collect();
+            for addr in origins {
+                self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
+            }
+        }
+        let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
         if self.me.origin {
             wanted = 0;
         }
-        self.part_from(&far, count.saturating_sub(most));
-        let candidates = self.strangers(!far.is_empty());
-        let inside = candidates.iter().filter(|(_, addr)| !self.is_outside(*addr)).count();
-        let mut outside = self.wanted_outside(wanted, inside);
-        let mut dialling = self.links.values().filter(|link| link.opened_by_me && !link.greeted).count();
-        for (node, addr) in candidates {
-            // Whoever names a thousand peers that do not exist must not have a thousand connections tried at once.
-            if dialling >= 2 * self.policy.links {
-                break;
-            }
-            let known = &self.gossip.known[&node];
-            let origin = known.origin || (known.perhaps_origin && !self.has_origin());
-            let crosses = !origin && self.is_outside(addr);
-            if origin || (wanted > 0 && (!crosses || outside > 0)) {
-                wanted = if origin { wanted } else { wanted - 1 };
-                outside -= crosses as usize;
-                dialling += 1;
-                self.dial(node, addr);
-            }
-        }
-        if wanted > 0 && !far.is_empty() && self.now >= self.gossip.next_ask_near {
-            self.gossip.next_ask_near = self.now.plus(ASK_NEAR);
-            self.ask_for_peers(wanted);
-        } else if wanted > 0 && self.now >= self.gossip.next_ask {
-            let pauses = [350_000, 1_400_000];
-            self.gossip.next_ask = self
-                .now
-                .plus(*pauses.get(self.gossip.asks as usize).unwrap_or(&(10_000_000 + self.rng.u64(0..2_000_000))));
-            self.gossip.asks += 1;
-            self.ask_for_peers(wanted);
-        }
-    }
-
-    /// Asks everybody, less and less often, as long as no origin is linked.
-    fn look_for_an_origin(&mut self) {
-        if self.has_origin() || self.now < self.gossip.next_join {
-            return;
-        }
-        self.gossip.next_join = self.now.plus(self.gossip.join_pause);
-        self.gossip.join_pause = (self.gossip.join_pause * 2).min(LAST_JOIN);
-        self.counters.joins += 1;
-        self.out.push_back(Output::Join { join: JoinAim::Broadcast });
-        let origins: Vec<SocketAddr> = self.gossip.known.values().filter(|k| k.origin).map(|k| k.addr).collect();
-        for addr in origins {
-            self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
-        }
-    }
-
-    /// Peers that may be dialled, in random order; if somebody is elsewhere, only those whom an origin said to be near.
-    fn strangers(&mut self, near_only: bool) -> Vec<(NodeId, SocketAddr)> {
         let linked: BTreeSet<NodeId> = self.links.values().map(|link| link.peer).collect();
         let taken: BTreeSet<SocketAddr> = self.links.values().map(|link| link.addr).collect();
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
@@ -90,75 +45,34 @@ impl Node {
             .map(|(node, known)| (*node, known.addr))
             .collect();
         self.rng.shuffle(&mut candidates);
-        if near_only && self.has_origin() {
-            // Of all that are known most are elsewhere, too.
-            let known = &self.gossip.known;
-            candidates.retain(|(node, _)| known[node].origin || self.now < known[node].near_until);
-        }
-        candidates
-    }
-
-    /// An origin knows everybody, and where they are.
-    fn ask_for_peers(&mut self, wanted: usize) {
-        let mut targets: Vec<LinkId> =
-            self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id).collect();
-        if targets.is_empty() {
-            targets = self.links.iter().filter(|(_, link)| link.greeted).map(|(id, _)| *id).collect();
-        }
-        if let Some(id) = self.rng.choice(targets) {
-            self.send(id, Frame::Ask { count: wanted.min(MAX_PEERS) as u8 });
-        }
-    }
-
-    /// One who is elsewhere tells that others are, too: it is looked for better ones soon.
-    pub(in crate::swarm) fn look_whether_near(&mut self, id: LinkId) {
-        if !self.me.origin && self.links.get(&id).is_some_and(|link| self.is_elsewhere(link)) {
-            self.gossip.next_meet = self.now;
-        }
-    }
-
-    fn is_elsewhere(&self, link: &Link) -> bool {
-        let reach = NEAR.max(self.policy.budget_blocks.saturating_sub(self.policy.window_blocks) as u64);
-        link.known && !link.origin && link.position.abs_diff(self.requests.position()) > reach
-    }
-
-    /// Neighbours so far ahead or behind that neither has anything for the other, nor will have soon.
-    fn far_links(&self) -> Vec<LinkId> {
-        if self.me.origin || self.requests.window().is_empty() {
-            return Vec::new();
-        }
-        let idle = |link: &Link| link.uploads.is_empty() && link.offers.is_empty();
-        let is_far = |link: &Link| self.is_elsewhere(link) && idle(link);
-        let far = self.links.iter().filter(|(id, link)| is_far(link) && !self.requests.is_served_by(**id));
-        far.filter(|(_, link)| !self.lacks_what_is_at(link) && !self.has_what_is_wanted_at(link))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Whether a neighbour wants something that is here or comes.
-    pub(in crate::swarm) fn has_what_is_wanted_at(&self, link: &Link) -> bool {
-        let mut wants = link.wants();
-        wants.any(|(chunk, range)| !range.and(&self.offerable(chunk)).minus(&link.taken(chunk)).is_empty())
-    }
-
-    /// Whether a neighbour has or awaits something that this node still wants.
-    fn lacks_what_is_at(&self, link: &Link) -> bool {
-        let mut chunks = self.requests.window().iter().flat_map(|run| by_chunk(*run));
-        chunks.any(|(chunk, range)| !range.and(&link.taken(chunk)).minus(&self.store.taken(chunk)).is_empty())
-    }
-
-    /// Ends some links to those who are elsewhere.
-    fn part_from(&mut self, far: &[LinkId], count: usize) {
-        if count == 0 || far.is_empty() || self.now < self.gossip.next_part {
-            return;
-        }
-        self.gossip.next_part = self.now.plus(ASK_NEAR);
-        for id in far.iter().take(count) {
-            let peer = self.links.get(id).map(|link| link.peer);
-            if let Some(known) = peer.and_then(|peer| self.gossip.known.get_mut(&peer)) {
-                known.next_try = self.now.plus(PARTED);
+        let mut dialling = self.links.values().filter(|link| link.opened_by_me && !link.greeted).count();
+        for (node, addr) in candidates {
+            // Whoever names a thousand peers that do not exist must not have a thousand connections tried at once.
+            if dialling >= 2 * self.policy.links {
+                break;
             }
-            self.close_link(*id);
+            let known = &self.gossip.known[&node];
+            let origin = known.origin || (known.perhaps_origin && !self.has_origin());
+            if origin || wanted > 0 {
+                wanted = if origin { wanted } else { wanted - 1 };
+                dialling += 1;
+                self.dial(node, addr);
+            }
+        }
+        if wanted > 0 && self.now >= self.gossip.next_ask {
+            let pauses = [350_000, 1_400_000];
+            self.gossip.next_ask = self
+                .now
+                .plus(*pauses.get(self.gossip.asks as usize).unwrap_or(&(10_000_000 + self.rng.u64(0..2_000_000))));
+            self.gossip.asks += 1;
+            let mut targets: Vec<LinkId> =
+                self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id).collect();
+            if targets.is_empty() {
+                targets = self.links.iter().filter(|(_, link)| link.greeted).map(|(id, _)| *id).collect();
+            }
+            if let Some(id) = self.rng.choice(targets) {
+                self.send(id, Frame::Ask { count: wanted.min(MAX_PEERS) as u8 });
+            }
         }
     }
 
@@ -166,10 +80,6 @@ impl Node {
     /// would all choose the first comers.
     pub(super) fn links_by_now(&self) -> usize {
         let most = self.policy.links(self.gossip.rate());
-        if self.gossip.best_rate() > 0 && self.requests.is_idle() {
-            // Whoever has read all that it wanted lets others choose.
-            return most.div_ceil(4);
-        }
         match self.now.since(self.gossip.began) {
             0..250_000 => most.div_ceil(4),
             250_000..600_000 => most.div_ceil(2),
@@ -237,6 +147,6 @@ impl Node {
             // It is back: no reason to wait for the next try.
             known.next_try = self.now;
         }
-        self.learn_peers(welcome.peers, welcome.origin);
+        self.learn_peers(welcome.peers);
     }
 }

@@ -71,7 +71,6 @@ impl Node {
             }
             // In steps of 256 KiB, ties at random: maps are late, and all would push at the same laggard.
             let progress = if self.policy.herd { link.position } else { link.progress() / 8 };
-            let progress = if self.is_outside(link.addr) { progress + self.policy.crossing } else { progress };
             if best.is_some_and(|(least, ..)| progress > least) {
                 continue;
             }
@@ -79,7 +78,10 @@ impl Node {
             if best.is_some_and(|(least, other, _)| (least, other) < (progress, tie)) {
                 continue;
             }
-            if self.has_what_is_wanted_at(link) {
+            let useful = link
+                .wants()
+                .any(|(chunk, range)| !range.and(&self.offerable(chunk)).minus(&link.taken(chunk)).is_empty());
+            if useful {
                 best = Some((progress, tie, *id));
             }
         }
