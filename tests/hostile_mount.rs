@@ -81,7 +81,8 @@ fn lie(victims: &[SocketAddr], ready: &AtomicBool, stop: &AtomicBool) {
     let all: Arc<Vec<Run>> = Arc::new(everything(object));
     let mut liars = Vec::new();
     for (index, victim) in victims.iter().enumerate() {
-        for kind in 0..5 {
+        // A reader takes four connections of one address: the last way of lying is one too many.
+        for kind in [4, 0, 1, 2, 3] {
             liars.push(liar(kind, *victim, &head, index as u64 * 10 + kind, all.clone()));
         }
     }

@@ -8,7 +8,7 @@ use super::bits::Bits;
 use super::gossip::MAX_ORIGINS;
 use super::trust::{Proof, Record};
 use super::{LinkId, Node, Output, Time};
-use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run, SegmentId};
+use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, SegmentId};
 use crate::wire::frame::{Hello, MAX_RUN, MAX_WINDOW, NodeId, State, WANTED};
 
 /// Chunks of one neighbour that are kept track of: 64 GiB. Of a larger cache the rest is as if it were not there.
@@ -93,6 +93,8 @@ pub struct Link {
     pub proof: Proof,
     /// It was given this node's own proof.
     pub proved: bool,
+    /// A block that it was told to wait for, and since when.
+    pub put_off: Option<(BlockId, Time)>,
 }
 
 impl Link {
@@ -126,6 +128,7 @@ impl Link {
             record: Record::default(),
             proof: Proof::None,
             proved: false,
+            put_off: None,
         }
     }
 

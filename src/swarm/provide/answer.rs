@@ -141,7 +141,7 @@ impl Node {
     }
 
     /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
-    pub(super) fn comes_from_others(&self, id: LinkId, run: Run, starving: bool) -> bool {
+    pub(super) fn comes_from_others(&mut self, id: LinkId, run: Run, starving: bool) -> bool {
         // The asker's own report may already count what it awaits from this very answer.
         let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
         let given = self.given();
@@ -149,7 +149,22 @@ impl Node {
             let held = range.and(&self.may_be_held(chunk, &given));
             held.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block))
         });
-        copied && (!starving || self.provide.was_sent(run, self.now, self.fresh()))
+        copied && (!starving || (self.provide.was_sent(run, self.now, self.fresh()) && self.puts_off(id, run)))
+    }
+
+    /// Whether a starving asker can be told to wait for what was just sent to another: for as long as a copy is fresh, and
+    /// no longer. One that has the same block sent to it again and again would keep the others from it for ever.
+    fn puts_off(&mut self, id: LinkId, run: Run) -> bool {
+        let (now, fresh) = (self.now, self.fresh());
+        let block = BlockId { object: run.object, index: run.first };
+        let Some(link) = self.links.get_mut(&id) else { return false };
+        match link.put_off {
+            Some((same, since)) if same == block => now.since(since) < fresh,
+            _ => {
+                link.put_off = Some((block, now));
+                true
+            }
+        }
     }
 
     pub(in crate::swarm) fn on_cancel(&mut self, id: LinkId, transfer: u32) {
