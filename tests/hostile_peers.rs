@@ -218,7 +218,7 @@ fn endless_state_is_read_later_and_slows_nobody() {
             let object = |i: u32| ObjectId([(n * 2000 + i).to_le_bytes(); 4].concat().try_into().expect("16 bytes"));
             let run = |i| Run { object: object(i), first: 0, count: BLOCKS_PER_CHUNK };
             peer.say(&Frame::State(State {
-                full: n % 3 == 0,
+                full: n.is_multiple_of(3),
                 taken: (0..2000).map(run).collect(),
                 ..State::default()
             }));
@@ -344,7 +344,7 @@ fn absurd_runs_windows_and_segments_disturb_neither_reader_nor_origin() {
                 }
                 let chunk = |i: u32| run(strange(n * 1000 + i), (i % 9) * BLOCKS_PER_CHUNK, BLOCKS_PER_CHUNK);
                 peer.say(&Frame::State(State {
-                    full: n % 100 == 0,
+                    full: n.is_multiple_of(100),
                     position: u64::MAX,
                     room: i16::MAX,
                     rate: u32::MAX,

@@ -8,8 +8,10 @@
 pub mod node;
 pub mod parsers;
 
+type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("datagram", parsers::datagram),
     ("stream", parsers::stream),
     ("page", parsers::page),

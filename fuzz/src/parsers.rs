@@ -98,11 +98,13 @@ fn cut_alike(bytes: &[u8]) {
     }
 }
 
-type Came = (Vec<Frame>, Vec<(u32, u32, u16, Vec<u8>)>, bool);
+/// Transfer, block, offset and bytes.
+type Part = (u32, u32, u16, Vec<u8>);
+type Came = (Vec<Frame>, Vec<Part>, bool);
 
 /// Frames, blocks' bytes joined where they follow each other, and whether the stream was taken.
 fn pieces(bytes: &[u8], step: usize) -> Came {
-    let (mut frames, mut data): (_, Vec<(u32, u32, u16, Vec<u8>)>) = (Vec::new(), Vec::new());
+    let (mut frames, mut data) = (Vec::new(), Vec::<Part>::new());
     let mut deframer = Deframer::default();
     let mut fed = Ok(());
     let mut at = 0;

@@ -358,13 +358,13 @@ mod tests {
         let (own, other) = (answer(1, "a", 1, 1), answer(2, "a", 2, 9));
         let found = choose(&[own.clone(), other.clone()], None).unwrap();
         assert_eq!((found.head.key, found.offers.len(), found.strange.len()), (key(1), 1, 1));
-        let changed = choose(&[other.clone()], None);
+        let changed = choose(std::slice::from_ref(&other), None);
         assert!(
             matches!(&changed, Err(DiscoverError::KeyChanged { known: k, offers, .. }) if **k == known && offers.len() == 1),
             "{changed:?}"
         );
-        assert_eq!(choose(&[other.clone()], Some(key(2))).unwrap().head.key, key(2));
-        assert!(matches!(choose(&[own.clone()], Some(key(2))), Err(DiscoverError::WrongKey(_))));
+        assert_eq!(choose(std::slice::from_ref(&other), Some(key(2))).unwrap().head.key, key(2));
+        assert!(matches!(choose(std::slice::from_ref(&own), Some(key(2))), Err(DiscoverError::WrongKey(_))));
         // An origin that lost its key, and a mount that still trusts the old one.
         let mut peer = own;
         peer.1.origin = false;

@@ -202,12 +202,12 @@ mod tests {
     fn those_with_one_secret_understand_each_other_and_nobody_else_does() {
         let (mut asker, mut origin) = (mail(Some(1)), mail(Some(1)));
         let question = asker.question(&join(0), 19030).unwrap();
-        let told = Some(([10, 0, 0, 1], 19030).into());
+        let asks: SocketAddr = ([10, 0, 0, 1], 19030).into();
         for mut stranger in [mail(Some(2)), mail(None)] {
-            assert_eq!(stranger.hear(host(1), &question), Heard::Foreign { sealed: true, tell: told });
+            assert_eq!(stranger.hear(host(1), &question), Heard::Foreign { sealed: true, tell: Some(asks) });
         }
         assert_eq!(origin.hear(host(1), &question), own(join(0), false));
-        let answer = origin.answer(told.unwrap(), &welcome()).unwrap();
+        let answer = origin.answer(asks, &welcome()).unwrap();
         assert_eq!(answer.len(), MAX_DATAGRAM, "an answer's length tells nothing");
         assert_eq!(asker.hear(host(2), &answer), own(welcome(), true));
         for text in [&question, &answer] {

@@ -34,7 +34,8 @@ impl Node {
         let ahead = self.policy.uploads_ahead.iter().max().copied().unwrap_or(0);
         let offers =
             (self.policy.uploads.max(self.policy.origin_uploads) + ahead.max(self.policy.origin_ahead)) * WHOLE;
-        let each: [(&'static str, fn(&Link) -> usize, usize); 5] = [
+        type OfLink = (&'static str, fn(&Link) -> usize, usize);
+        let each: [OfLink; 5] = [
             ("a link's window", |link| link.window.len(), MAX_WINDOW),
             ("a link's chunks", Link::chunks, MAX_CHUNKS),
             ("a link's uploads", |link| link.uploads.len(), PULLED + 2 * offers),
