@@ -223,7 +223,9 @@ impl Desk {
         let wait = match (self.limits.origin, case.sending) {
             (true, true) => case.patience() + YIELD_ORIGIN,
             (false, true) => case.patience(),
-            (true, false) if case.holders > 0 => LEAVE,
+            // A stranger may be the first of many that start together, native readers among them: a chunk begun a moment
+            // before them would be taken from theirs.
+            (true, false) if case.holders > 0 || !proven => LEAVE,
             _ => 0,
         };
         if asked < wait {
@@ -492,7 +494,10 @@ mod tests {
         ask(&mut desk, 1, "a@0", held, 300).unwrap();
         ask(&mut desk, 2, "b@0", chunk(0), 400).unwrap_err();
         let mut desk = Desk::new(Limits { origin: true, ..LIMITS }, 1);
-        ask(&mut desk, 2, "b@0", chunk(0), 400).unwrap();
+        assert_eq!(ask(&mut desk, 2, "b@0", chunk(0), 400), Err(Silence::Yield), "native readers may start now, too");
+        ask(&mut desk, 2, "b@0", chunk(0), 700).unwrap();
+        finish(&mut desk, 2, 700, 150);
+        ask(&mut desk, 2, "b@1", chunk(1), 860).unwrap();
     }
 
     #[test]
