@@ -161,8 +161,14 @@ impl<'a> World<'a> {
             return format!("{name} is left alone");
         }
         let Some(program) = node.program.take() else { return format!("{name} does not run") };
+        // Who unmounts before it has mounted takes away the dead mount that it was to replace.
+        let mounted = node.life.current().is_some();
         node.life.disturb();
         match random.u32(..5) {
+            _ if !mounted => {
+                kill(program);
+                return format!("{name} is killed while it mounts");
+            }
             0 | 1 => {
                 kill(program);
                 return format!("{name} is killed");
