@@ -46,7 +46,20 @@ impl Running {
         assert!(status.expect("kill(1) is installed").success(), "{} is no more", self.what);
     }
 
+    /// The program goes first, and its locks and ports with it: `nsenter` ends when that has ended.
     pub fn kill(&mut self) {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        if !children.trim().is_empty() && matches!(self.child.try_wait(), Ok(None)) {
+            let signal = |name: &str, pids: &str| Command::new("kill").arg(name).args(pids.split_whitespace()).output();
+            let _ = signal("-KILL", &children);
+            // It stopped itself if the program was stopped.
+            let _ = signal("-CONT", &id.to_string());
+            let mut patience = Patience::new(Duration::from_secs(10));
+            while matches!(self.child.try_wait(), Ok(None)) && !patience.has_ended() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
