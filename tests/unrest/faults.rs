@@ -95,11 +95,9 @@ impl<'a> World<'a> {
         for node in &mut self.nodes {
             node.go_on();
         }
-        // One that ran through it all need not have noticed every change: it lists the tree when it starts.
-        if let Some(program) = self.origin.take() {
-            kill(program);
+        if self.origin.is_none() {
+            self.start_origin();
         }
-        self.start_origin();
         for index in 0..self.nodes.len() {
             if self.nodes[index].program.is_none() {
                 self.nodes[index].mount();
