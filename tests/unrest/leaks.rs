@@ -12,6 +12,8 @@ const MIB: u64 = 1 << 20;
 /// Beside its cache: code, threads' stacks, the catalogue's tables, buffers of links, and extents that are dropped but of
 /// which a link still sends: 2 MiB for each. `tests/memory.rs` holds a node to less that has three quiet links.
 const BESIDE: u64 = 40 * MIB;
+/// What an origin has beside that: four segments of 2 MiB being read, each in a buffer of its thread's own heap.
+const READING: u64 = 16 * MIB;
 /// Of eight nodes each has links to all others, and an origin keeps the files open that were asked for.
 const DESCRIPTORS: usize = 120;
 /// tokio's blocking threads come and go.
@@ -75,7 +77,8 @@ fn holds(program: &Running) -> Held {
         threads: entries(Path::new(&format!("/proc/{pid}/task"))),
     };
     println!("         {what}: peak {} MiB, {} MiB anonymous, {held:?}", peak / MIB, held.anonymous / MIB);
-    assert!(peak < CACHE_MIB * MIB + BESIDE, "{what}: resident memory reached {} MiB", peak / MIB);
+    let reading = if what.starts_with("swarmfs serve") { READING } else { 0 };
+    assert!(peak < CACHE_MIB * MIB + BESIDE + reading, "{what}: resident memory reached {} MiB", peak / MIB);
     assert!(held.descriptors < DESCRIPTORS, "{what}: {} descriptors are open", held.descriptors);
     assert!(held.threads < THREADS, "{what}: {} threads", held.threads);
     held
