@@ -116,11 +116,7 @@ fn a_block_lost_and_awaited_anew_is_not_passed_on_by_the_old_offer() {
         let child = bench.link(4, false, vec![run(0, 1024)]);
         bench.read_on();
         let outputs = bench.frame(first, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
-        let offered = outputs.iter().find_map(|output| match output {
-            Output::Send { link, frame: Frame::Offer { id, .. } } if *link == child => Some(*id),
-            _ => None,
-        });
-        let id = offered.expect("what is awaited is offered on");
+        let id = offer_to(&outputs, child).expect("what is awaited is offered on");
         if lost {
             bench.frame(first, Frame::Abort { transfer: 7 });
             bench.frame(second, Frame::Offer { id: 9, runs: vec![run(0, 2)] });
@@ -129,6 +125,14 @@ fn a_block_lost_and_awaited_anew_is_not_passed_on_by_the_old_offer() {
         let abort = Output::Send { link: child, frame: Frame::Abort { transfer: id } };
         assert_eq!(outputs.contains(&abort), lost, "{outputs:?}");
     }
+}
+
+/// The first offer to a neighbour.
+fn offer_to(outputs: &[Output], to: LinkId) -> Option<u32> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send { link, frame: Frame::Offer { id, .. } } if *link == to => Some(*id),
+        _ => None,
+    })
 }
 
 /// Runs offered to a neighbour.
@@ -469,11 +473,7 @@ fn an_offer_that_nobody_answers_is_withdrawn_and_its_late_acceptance_aborted() {
     let idler = bench.link(3, false, vec![run(0, 1024)]);
     bench.read_on();
     let outputs = bench.frame(source, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
-    let offered = outputs.iter().find_map(|output| match output {
-        Output::Send { link, frame: Frame::Offer { id, .. } } if *link == idler => Some(*id),
-        _ => None,
-    });
-    let id = offered.expect("what is awaited is offered on");
+    let id = offer_to(&outputs, idler).expect("what is awaited is offered on");
     for _ in 0..40 {
         bench.give(Input::Progress { link: source, transfer: 7, bytes: 1 });
         wait_heard(&mut bench, &[source, idler], 100_000);

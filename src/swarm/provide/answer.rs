@@ -142,6 +142,9 @@ impl Node {
 
     /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
     pub(super) fn comes_from_others(&mut self, id: LinkId, run: Run, starving: bool) -> bool {
+        if by_chunk(run).all(|(chunk, range)| range.and(&self.provide.copied(chunk)).is_empty()) {
+            return false;
+        }
         // The asker's own report may already count what it awaits from this very answer.
         let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
         let given = self.given();
