@@ -27,17 +27,16 @@ const FILES: [(&str, u64); 7] = [
     ("boards/rev ä/leer", 0),
 ];
 
-/// Of these, the ones that losses are tried on: the kernel repeats what is lost, whatever the file.
-const LOSSY: [usize; 3] = [1, 3, 5];
-
 struct Tree {
     path: PathBuf,
     digests: Vec<(&'static str, Digest)>,
 }
 
-impl Tree {
-    fn some(&self) -> Vec<(&'static str, Digest)> {
-        LOSSY.map(|index| self.digests[index]).to_vec()
+/// On a network as it should be, and on one that loses a packet of a hundred.
+fn with_and_without_loss(lab: &Lab, mut check: impl FnMut()) {
+    for loss in [0.0, 0.01] {
+        lab.lose(loss);
+        check();
     }
 }
 
@@ -88,20 +87,12 @@ fn all_by_an_original(host: &Host, files: &[(&str, Digest)]) {
     assert_eq!(client.stop(), None);
 }
 
-fn all_by_ours(host: &Host, files: &[(&str, Digest)]) {
-    for (name, digest) in files {
-        assert_eq!(xcat(host, name, &[]), *digest, "{name}");
-    }
-}
-
 #[test]
 fn an_original_client_gets_everything_from_serve() {
     let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
     let tree = tree(&lab);
     let _origin = serve(&lab, &tree);
-    all_by_an_original(lab.host(1), &tree.digests);
-    lab.lose(0.01);
-    all_by_an_original(lab.host(1), &tree.some());
+    with_and_without_loss(&lab, || all_by_an_original(lab.host(1), &tree.digests));
 }
 
 #[test]
@@ -109,9 +100,11 @@ fn ours_gets_everything_from_an_original_server() {
     let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
     let tree = tree(&lab);
     let server = original(lab.origin(), &tree);
-    all_by_ours(lab.host(1), &tree.digests);
-    lab.lose(0.01);
-    all_by_ours(lab.host(1), &tree.some());
+    with_and_without_loss(&lab, || {
+        for (name, digest) in &tree.digests {
+            assert_eq!(xcat(lab.host(1), name, &[]), *digest, "{name}");
+        }
+    });
     assert_eq!(server.stop(), None);
 }
 
@@ -125,9 +118,7 @@ fn an_original_client_is_helped_by_a_mount_whose_origin_is_gone() {
         swarm::read(lab.host(1), name, &[]).finish(LONG).must_be(*digest);
     }
     origin.kill();
-    all_by_an_original(lab.host(2), &tree.digests);
-    lab.lose(0.01);
-    all_by_an_original(lab.host(2), &tree.some());
+    with_and_without_loss(&lab, || all_by_an_original(lab.host(2), &tree.digests));
 }
 
 #[test]
@@ -162,16 +153,41 @@ fn an_original_client_gets_from_ours_what_ours_got() {
     assert_eq!(client.stop(), None);
 }
 
+/// The server is gone by the time that the second client asks.
+#[test]
+fn an_original_client_gets_from_another_with_ours_as_the_third() {
+    let Some(lab) = Lab::shared(4, Link::unlimited()) else { return };
+    let tree = tree(&lab);
+    with_and_without_loss(&lab, || {
+        let first = lab.host(1).inside(|| Client::start(false));
+        let second = lab.host(2).inside(|| Client::start(false));
+        for (name, digest) in &tree.digests {
+            let server = original(lab.origin(), &tree);
+            let mut ours = swarm::start(lab.host(3), &["xcat", name, "-v", "-o", "/dev/null", "--linger", "60"]);
+            assert_eq!(get(lab.host(1), &first, name), *digest, "{name}");
+            wait_until(LONG, "ours has the file", || {
+                assert!(ours.has_ended().is_none(), "{}", ours.log());
+                ours.log().contains("got by the legacy protocol").then_some(())
+            });
+            assert_eq!(server.stop(), None);
+            assert_eq!(get(lab.host(2), &second, name), *digest, "{name}");
+        }
+        assert_eq!((first.stop(), second.stop()), (None, None));
+    });
+}
+
 #[test]
 fn ours_bears_an_original_client_that_helps_out_with_headers_alone() {
     let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
     let tree = tree(&lab);
     let server = original(lab.origin(), &tree);
     let helper = lab.host(1).inside(|| Client::start(true));
-    for (name, digest) in tree.some() {
-        assert_eq!(get(lab.host(1), &helper, name), digest);
-        assert_eq!(xcat(lab.host(2), name, &[]), digest, "{name}");
-    }
+    with_and_without_loss(&lab, || {
+        for (name, digest) in &tree.digests {
+            assert_eq!(get(lab.host(1), &helper, name), *digest, "{name}");
+            assert_eq!(xcat(lab.host(2), name, &[]), *digest, "{name}");
+        }
+    });
     // Another that helps out in earnest, and no server.
     assert_eq!(server.stop(), None);
     let (name, digest) = tree.digests[5];
@@ -204,15 +220,28 @@ fn a_mount_shows_what_an_original_server_has() {
     let tree = tree(&lab);
     let server = original(lab.origin(), &tree);
     let host = lab.host(1);
-    let mount = swarm::mount(host, "old", &["-o", "xcat"]);
-    let check = || {
+    with_and_without_loss(&lab, || {
+        let _mount = swarm::mount(host, "old", &["-o", "xcat"]);
         for (name, digest) in &tree.digests {
             swarm::read(host, name, &[]).finish(LONG).must_be(*digest);
             let size = host.sh(LONG, &format!("stat -c %s '{MOUNT}/{name}'"));
             assert_eq!(size.trim(), digest.len.to_string(), "{name}");
         }
-    };
-    check();
+        host.sh(LONG, &format!("umount {MOUNT}"));
+    });
+    assert_eq!(server.stop(), None);
+}
+
+#[test]
+fn a_legacy_mount_says_that_nobody_signed_it_and_helps_others() {
+    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
+    let tree = tree(&lab);
+    let server = original(lab.origin(), &tree);
+    let host = lab.host(1);
+    let mount = swarm::mount(host, "old", &["-o", "xcat"]);
+    for (name, _) in &tree.digests {
+        host.sh(LONG, &format!("stat '{MOUNT}/{name}'"));
+    }
     assert!(mount.log().contains("nobody has signed it"), "{}", mount.log());
     let status = swarm::swarmfs(host, &["status"]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
@@ -230,8 +259,7 @@ fn a_mount_shows_what_an_original_server_has() {
     let server = original(lab.origin(), &tree);
     host.sh(LONG, &format!("umount {MOUNT}"));
     drop(mount);
-    // With the paths given, below a directory, and on a network that loses packets.
-    lab.lose(0.01);
+    // With the paths given, below a directory.
     let _mount = swarm::mount(host, "old:/boards", &["-o", "xcat=chunk:rev ä/größer.img"]);
     assert_eq!(host.sh(LONG, &format!("cd {MOUNT}; find * -type f")), "chunk\nrev ä/größer.img\n");
     for (name, digest) in [tree.digests[3], tree.digests[5]] {
