@@ -2,8 +2,7 @@
 //! others, and native readers hardly notice.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +17,7 @@ use lab::samples::{self, Digest};
 use lab::swarm::{self, MOUNT, complaint};
 use lab::{Host, Lab, Link};
 use legacy::client::Client;
+use legacy::liar::{Liar, Lie};
 use legacy::server::Server;
 use legacy::watch::Watch;
 
@@ -209,68 +209,80 @@ fn most_within(times: &[Instant], span: Duration) -> usize {
         .unwrap_or(0)
 }
 
-/// Answers every request in one of the wrong ways, before anybody else does.
-fn lie(stop: &AtomicBool) {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, legacy::PORT)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-    let mut count = 0;
-    while !stop.load(Ordering::SeqCst) {
-        let mut buffer = [0; 4096];
-        let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
-        let request = String::from_utf8_lossy(&buffer[..len]).into_owned();
-        let Ok(mut stream) = TcpStream::connect_timeout(&(from.ip(), legacy::PORT).into(), Duration::from_millis(200))
-        else {
-            continue;
-        };
-        count += 1;
-        std::thread::spawn(move || {
-            // Whatever becomes of it.
-            let _ = match count % 6 {
-                0 => stream.write_all(format!("{request}@0000000100000003abc").as_bytes()),
-                1 => stream
-                    .write_all(format!("{request}@00000000FFFFFFFF").as_bytes())
-                    .and_then(|()| endless(&mut stream)),
-                2 => stream
-                    .write_all(format!("{request}@0000000001000000").as_bytes())
-                    .and_then(|()| endless(&mut stream)),
-                3 => stream
-                    .write_all(format!("{request}@0000000001000000").as_bytes())
-                    .and_then(|()| trickle(&mut stream)),
-                4 => endless(&mut stream),
-                _ => stream.read(&mut [0]).map(drop),
-            };
+/// One host of each kind, who all answer everybody before the server does.
+#[test]
+fn liars_cost_time_and_no_wrong_byte_is_written() {
+    let Some(lab) = Lab::shared(3 + Lie::ALL.len(), Link::unlimited()) else { return };
+    let (path, digest) = tree(&lab, 33 * MIB);
+    let small = samples::digest_of(&path.join("small"));
+    let server = lab.origin().inside(|| Server::start(&path));
+    let liars = lab.hosts()[3..].iter().zip(Lie::ALL);
+    let liars: Vec<_> = liars.map(|(host, lie)| host.inside(|| Liar::start(lie, |_| true))).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(xcat(lab.host(1), &[]), digest));
+        scope.spawn(|| {
+            let mount = swarm::mount(lab.host(2), "old", &["-o", "xcat"]);
+            for (name, digest) in [("random", digest), ("small", small)] {
+                let size = lab.host(2).sh(LONG, &format!("stat -c %s {MOUNT}/{name}"));
+                assert_eq!(size.trim(), digest.len.to_string(), "{}", mount.log());
+                swarm::read(lab.host(2), name, &[]).finish(LONG).must_be(digest);
+            }
+            assert!(mount.log().contains("contradict each other"), "{}", mount.log());
         });
-    }
+    });
+    let told: Vec<usize> = liars.into_iter().map(Liar::stop).collect();
+    assert!(told.iter().all(|told| *told > 2), "{told:?} lies of each kind");
+    assert_eq!(server.stop(), None);
 }
 
-fn endless(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-    loop {
-        stream.write_all(&[7; 65536])?;
-    }
-}
-
-fn trickle(stream: &mut TcpStream) -> std::io::Result<()> {
-    loop {
-        stream.write_all(&[7])?;
-        std::thread::sleep(Duration::from_millis(100));
-    }
+/// Somebody says of a file that is being read that it ends where it does not, and only he answers.
+#[test]
+fn a_reader_waits_for_who_agrees_with_the_size_that_a_file_had() {
+    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
+    let (path, _) = tree(&lab, 60 * MIB);
+    let server = lab.origin().inside(|| Server::start(&path));
+    let host = lab.host(1);
+    let mount = swarm::mount(host, "old", &["-o", "xcat", "--cache", "32M"]);
+    host.sh(LONG, &format!("stat {MOUNT}/random"));
+    assert_eq!(server.stop(), None);
+    let liar = lab.host(2).inside(|| Liar::start(Lie::Short, |chunk| chunk != "0"));
+    let server = std::thread::scope(|scope| {
+        let (from, file) = (20 * MIB, path.join("random"));
+        let compare = format!("dd if={MOUNT}/random bs=1M skip=20 status=none | cmp -i 0:{from} - {}", file.display());
+        scope.spawn(move || host.sh(LONG, &compare));
+        swarm::wait_until(LONG, "the size is contradicted", || {
+            mount.log().contains("size is contradicted").then_some(())
+        });
+        lab.origin().inside(|| Server::start(&path))
+    });
+    assert!(liar.stop() > 0);
+    assert_eq!(server.stop(), None);
 }
 
 #[test]
-fn liars_cost_time_and_no_wrong_byte_is_written() {
-    let Some(lab) = Lab::shared(3, Link::unlimited()) else { return };
-    let (path, digest) = tree(&lab, 33 * MIB);
+fn a_file_whose_size_changes_is_opened_anew_and_no_reader_gets_two_versions_of_it() {
+    let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
+    let (path, _) = tree(&lab, 1);
+    let file = path.join("random");
+    let resize = |mib: u64| std::fs::File::options().write(true).open(&file).unwrap().set_len(mib * MIB).unwrap();
+    resize(200);
     let server = lab.origin().inside(|| Server::start(&path));
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| lab.host(1).inside(|| lie(&stop)));
-        let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            assert_eq!(xcat(lab.host(2), &[]), digest);
-        }));
-        stop.store(true, Ordering::SeqCst);
-        got.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let host = lab.host(1);
+    let _mount = swarm::mount(host, "old", &["-o", "xcat", "--cache", "64M"]);
+    let (more, less) = (file.display(), "dd bs=1M count=1 status=none of=/dev/null");
+    let said = host.sh(
+        LONG,
+        &format!(
+            "exec 3< {MOUNT}/random; {less} <&3; truncate -s 20M {more}
+             LC_ALL=C {less} skip=180 <&3 2>&1 && echo read || true"
+        ),
+    );
+    assert!(said.contains("Stale file handle"), "{said}");
+    swarm::wait_until(LONG, "the new size", || {
+        let size = host.sh(LONG, &format!("stat -c %s {MOUNT}/random"));
+        (size.trim() == (20 * MIB).to_string()).then_some(())
     });
+    assert_eq!(host.sh(LONG, &format!("wc -c < {MOUNT}/random")).trim(), (20 * MIB).to_string());
     assert_eq!(server.stop(), None);
 }
 

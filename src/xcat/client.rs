@@ -3,6 +3,9 @@
 //! A host asks for one chunk at a time: whoever listens on the TCP port has the turn. An answer counts when its header
 //! echoes the request and its body has the announced length and sum; more the protocol cannot say. Answers to earlier
 //! requests, and headers without a body, are usual; who sent one is passed over for a while if others answer.
+//!
+//! That a file ends is said by a chunk that is not full, which costs a liar nothing. So others have a moment to say
+//! otherwise: what most say is believed, and of claims that as many make the one to the most bytes, which must be sent.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,30 +16,36 @@ use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::net::{interfaces, sockets};
 use crate::settings::NetSettings;
 use crate::wire::xcat::{Header, PORT, Request};
 
+mod calls;
+
+use calls::{CALLERS, Caller, Calls};
+
 /// Between two repetitions of a request, as the original does it.
 const REPEAT: Duration = Duration::from_millis(100);
-/// How long a header may take once there is a connection.
-const HEADER: Duration = Duration::from_secs(3);
 /// How long a body may take, and how long it may bring nothing.
 const BODY: Duration = Duration::from_secs(16);
 const STALL: Duration = Duration::from_secs(2);
 /// What must be here after `SLOW`: a fifteenth of what would be in time. Whoever trickles is left.
 const SLOW: Duration = Duration::from_secs(4);
 const SLOW_BYTES: usize = 1 << 20;
-/// Connections whose headers are read at once.
-const CALLERS: usize = 16;
-/// How long others are waited for before somebody is believed who failed a moment ago.
-const PASSED_OVER: Duration = Duration::from_millis(500);
-/// How long a failure is remembered.
+/// How long others are waited for before somebody is believed who failed a moment ago, or who says where a file ends: an
+/// original sums 16 MiB meanwhile, and an origin leaves an answer to others for 300 ms.
+const OTHERS: Duration = Duration::from_millis(500);
+/// How often that time is taken although everybody known has spoken, since others may have come; and how long somebody is
+/// known.
+const ANEW: Duration = Duration::from_secs(30);
+/// Addresses known to answer.
+const KNOWN: usize = 64;
+/// How long a failure is remembered, and of how many.
 const AVOIDED: Duration = Duration::from_secs(30);
+const AVOIDED_MOST: usize = 1024;
 /// Between two tries to get the port.
 const TURN: Duration = Duration::from_millis(50);
 /// How long it is waited for before that is told, and the same for an answer.
@@ -46,27 +55,33 @@ const TELL: Duration = Duration::from_secs(5);
 pub struct Asker {
     net: NetSettings,
     avoided: HashMap<IpAddr, Instant>,
+    /// Who has answered of late, and when others were last waited for.
+    known: HashMap<IpAddr, Instant>,
+    waited: Option<Instant>,
 }
 
 /// What is wanted of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Want {
     Body,
-    /// Its length; the body only if it is at most so long.
-    Length(u32),
+    /// Whether the file goes on after it; the body too if not.
+    Length,
+    /// The same, when others have had time to say that it does not.
+    Settled,
 }
 
 /// A chunk as it was sent.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub header: Header,
-    /// Without it, a length that nobody can check.
+    /// None of a full chunk whose length was wanted and that nobody contradicted: a claim that cost nothing.
     pub body: Option<Bytes>,
+    pub from: IpAddr,
 }
 
 impl Asker {
     pub fn new(net: NetSettings) -> Asker {
-        Asker { net, avoided: HashMap::new() }
+        Asker { net, avoided: HashMap::new(), known: HashMap::new(), waited: None }
     }
 
     /// Asks until there is an answer: that nobody has it, nobody says. Dropping it gives up.
@@ -81,39 +96,51 @@ impl Asker {
     /// The same, but silence for so long is an answer too. What was begun is taken to its end.
     pub async fn ask_for(&mut self, request: &Request, want: Want, patience: Duration) -> io::Result<Option<Answer>> {
         let asking = Asking::open(&self.net)?;
-        self.avoided.retain(|_, since| since.elapsed() < AVOIDED);
         loop {
+            self.avoided.retain(|_, since| since.elapsed() < AVOIDED);
             let listener = listen().await?;
-            let caller = timeout(patience, self.header(&asking, listener, request)).await;
-            let Ok((stream, from, header)) = caller else { return Ok(None) };
-            if let Want::Length(most) = want
-                && header.len > most
-            {
-                return Ok(Some(Answer { header, body: None }));
-            }
-            match timeout(BODY, body(stream, header)).await.unwrap_or(Err(Defect::Slow)) {
-                Ok(body) => return Ok(Some(Answer { header, body: Some(body) })),
-                Err(defect) => {
-                    info!(%from, request = request.text(), %defect, "a legacy answer is of no use; asking again");
-                    self.avoided.insert(from, Instant::now());
+            let Ok(callers) = timeout(patience, self.callers(&asking, listener, request, want)).await else {
+                return Ok(None);
+            };
+            let contested = callers.iter().any(|caller| caller.header != callers[0].header);
+            let began = Instant::now();
+            for Caller { stream, from, header } in callers {
+                if want != Want::Body && header.is_full() && !contested {
+                    return Ok(Some(Answer { header, body: None, from }));
+                }
+                match timeout(BODY, body(stream, header)).await.unwrap_or(Err(Defect::Slow)) {
+                    Ok(body) => return Ok(Some(Answer { header, body: Some(body), from })),
+                    Err(defect) => {
+                        info!(%from, request = request.text(), %defect, "a legacy answer is of no use; asking again");
+                        self.avoid(from);
+                    }
+                }
+                // The others may have given up meanwhile, and are not to blame for it.
+                if began.elapsed() > OTHERS {
+                    break;
                 }
             }
         }
     }
 
-    /// Asks until somebody has sent a header that answers. The listener ends with it: nobody else need come.
-    async fn header(&self, asking: &Asking, listener: TcpListener, request: &Request) -> Caller {
+    /// From now on somebody is believed only if others do not answer.
+    pub fn avoid(&mut self, from: IpAddr) {
+        if self.avoided.len() < AVOIDED_MOST {
+            self.avoided.insert(from, Instant::now());
+        }
+    }
+
+    /// Asks until somebody has sent a header that answers: one who has a full chunk, or all who answered in time. The most
+    /// credible is the first. The listener ends with it: nobody else need come.
+    async fn callers(&mut self, asking: &Asking, listener: TcpListener, request: &Request, want: Want) -> Vec<Caller> {
         let mut repeat = interval(REPEAT);
         repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (began, mut told) = (Instant::now(), false);
-        let mut callers: JoinSet<Option<Caller>> = JoinSet::new();
-        let mut reserve: Option<Caller> = None;
+        let (began, mut told) = (tokio::time::Instant::now(), false);
+        let mut calls = Calls::default();
+        self.known.retain(|_, spoke| spoke.elapsed() < ANEW);
         loop {
             tokio::select! {
                 _ = repeat.tick() => {
-                    if let Some(caller) = reserve.take_if(|_| began.elapsed() > PASSED_OVER) {
-                        return caller;
-                    }
                     asking.send(request).await;
                     if !told && began.elapsed() > TELL {
                         told = true;
@@ -121,43 +148,35 @@ impl Asker {
                             mean that there is no such file; still asking", TELL.as_secs());
                     }
                 }
+                () = sleep_until(began + OTHERS), if calls.any() => {
+                    self.waited = Some(Instant::now());
+                    return calls.best(request);
+                }
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, from)) if callers.len() < CALLERS => {
-                        callers.spawn(read_header(stream, from.ip(), request.clone()));
-                    }
-                    Ok(_) => {}
+                    Ok((stream, from)) => calls.take(stream, from.ip(), request),
                     Err(error) => {
                         debug!(%error, "connection not accepted");
                         sleep(TURN).await;
                     }
                 },
-                Some(Ok(Some(caller))) = callers.join_next() => {
-                    if !self.avoided.contains_key(&caller.1) {
-                        return caller;
+                Some(Ok((from, read))) = calls.reading.join_next() => {
+                    let Some(caller) = calls.hear(from, read) else { continue };
+                    if self.known.len() < KNOWN {
+                        self.known.insert(from, Instant::now());
                     }
-                    reserve.get_or_insert(caller);
+                    if self.avoided.contains_key(&from) {
+                        calls.avoided.push(caller);
+                    } else if caller.header.is_full() && calls.heard.is_empty() && want != Want::Settled {
+                        return vec![caller];
+                    } else {
+                        calls.heard.push(caller);
+                    }
+                    let soon = self.waited.is_some_and(|at| at.elapsed() < ANEW);
+                    if soon && !calls.heard.is_empty() && self.known.keys().all(|known| calls.has_spoken(*known)) {
+                        return calls.best(request);
+                    }
                 }
             }
-        }
-    }
-}
-
-type Caller = (TcpStream, IpAddr, Header);
-
-/// None for what is no answer to this request.
-async fn read_header(mut stream: TcpStream, from: IpAddr, request: Request) -> Option<Caller> {
-    let mut text = vec![0; request.header_len()];
-    let read = timeout(HEADER, stream.read_exact(&mut text)).await;
-    let parsed = match read {
-        Ok(Ok(_)) => Header::parse(&request, &text).map_err(|error| error.to_string()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no header in time".to_owned()),
-    };
-    match parsed {
-        Ok(header) => Some((stream, from, header)),
-        Err(reason) => {
-            debug!(%from, request = request.text(), reason, "a connection without an answer");
-            None
         }
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! The protocol has no listing. So the tree begins with the paths that were given, and grows by those that are looked up:
 //! a name is asked for as a file, and if somebody answers, it is one. Its size is found by asking for chunks and looking
-//! at their headers: doubling the number until one is not full, then halving the distance. A name that nobody answers for
-//! is taken for a directory where no list of paths was given, and forgotten again unless a file is found below it.
+//! at their headers: doubling the number until one is not full, then halving the distance. It is believed when the last
+//! chunk has come whole. A name that nobody answers for is taken for a directory where no list of paths was given, and
+//! forgotten again unless a file is found below it.
 //!
 //! Nobody signed these bytes. Catalogue, head and segments are made and signed here, by a key that nobody else sees, so
-//! that `fs` and `cache` hold them as they hold any; there is no node of the native swarm that could pass them on. A file
-//! whose chunks no longer fit its size has changed: whoever has it open gets `Gone`, and it is looked up anew. A change
-//! that leaves the size as it is cannot be seen.
+//! that `fs` and `cache` hold them as they hold any; there is no node of the native swarm that could pass them on. If a
+//! chunk does not fit its file's size, that is found anew: where it is the same, somebody lied; where it is not, the file
+//! has changed, whoever has it open gets `Gone`, and it is looked up anew. A change that leaves the size as it is cannot be
+//! seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -71,6 +73,8 @@ struct State {
     windows: BTreeMap<ReaderId, Vec<Wanted>>,
     next: u64,
     received: u64,
+    /// The file whose size is being found anew. Nobody is helped with it: this host hears its own questions too.
+    doubted: Option<String>,
     ended: bool,
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod client;
+pub mod liar;
 pub mod server;
 pub mod watch;
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tracing::{debug, info, warn};
 
 use super::{Parked, Seek, Shared, State, chunks_of};
-use crate::chunk::{CHUNK, ChunkId};
+use crate::chunk::{CHUNK, ChunkId, MAX_OBJECT};
 use crate::driver::{Ticket, Unavailable};
 use crate::settings::NetSettings;
 use crate::xcat::client::{Answer, Asker, Want};
@@ -22,8 +22,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 const TURN: Duration = Duration::from_secs(2);
 /// How long the holder of a chunk has to answer for another of the same file.
 const NEXT: Duration = Duration::from_secs(10);
-/// A chunk no longer than this is taken when its length is asked for.
-const SMALL: u32 = 1 << 20;
+/// How often a size is looked for whose parts contradict each other.
+const TRIES: usize = 5;
 /// Chunks got before they are read.
 const AHEAD: usize = 3;
 /// How often deadlines are looked at.
@@ -163,13 +163,32 @@ impl Fetcher {
         self.shared.make_room();
         let Some(answer) = self.ask(&path, chunk.index, Want::Body, TURN).await else { return };
         let start = u64::from(chunk.index) * u64::from(CHUNK);
-        if u64::from(answer.header.len) != file.size.saturating_sub(start).min(u64::from(CHUNK)) {
-            warn!(path, "a legacy file has another size than it had: its readers must open it again");
-            let mut state = self.shared.state();
-            state.names.remove(&path);
-            return self.shared.publish(&state);
+        let expected = file.size.saturating_sub(start).min(u64::from(CHUNK)) as u32;
+        if answer.header.len == expected {
+            return self.take(chunk, answer.body);
         }
-        self.take(chunk, answer.body);
+        let len = answer.header.len;
+        warn!(path, from = %answer.from, chunk = chunk.index, len, expected, "a legacy file's size is contradicted");
+        self.shared.state().doubted = Some(path.clone());
+        let measured = self.measure(&path, None).await;
+        self.shared.state().doubted = None;
+        match measured {
+            Some(found) if found.size == file.size => self.asker.avoid(answer.from),
+            Some(found) => {
+                warn!(
+                    path,
+                    was = file.size,
+                    is = found.size,
+                    "a legacy file has another size than it had: its readers \
+                    must open it again"
+                );
+                let mut state = self.shared.state();
+                state.names.remove(&path);
+                self.shared.publish(&state);
+            }
+            // Nobody answers: whoever reads it waits, as for any chunk.
+            None => {}
+        }
     }
 
     fn take(&self, chunk: ChunkId, body: Option<Bytes>) {
@@ -181,57 +200,91 @@ impl Fetcher {
 
     async fn seek(&mut self, ticket: Ticket, path: String) {
         let known = self.shared.state().names.has(&path);
-        let found = known || self.find(&path).await;
+        let found = if known { Ok(true) } else { self.find(&path).await };
         let mut state = self.shared.state();
         let at = state.seeks.iter().position(|seek| seek.ticket == ticket);
         let seek = at.map(|at| state.seeks.remove(at));
         drop(state);
         // It may have been given up meanwhile.
-        seek.into_iter().for_each(|seek| (seek.done)(Ok(found)));
+        seek.into_iter().for_each(|seek| (seek.done)(found));
     }
 
     /// Whether the path is shown from now on.
-    async fn find(&mut self, path: &str) -> bool {
+    async fn find(&mut self, path: &str) -> Result<bool, Unavailable> {
         if self.shared.request(path, 0).is_none() {
-            return false;
+            return Ok(false);
         }
-        let Some(first) = self.ask(path, 0, Want::Length(SMALL), SILENCE).await else {
+        let Some(first) = self.ask(path, 0, Want::Length, SILENCE).await else {
             let mut state = self.shared.state();
             let guessed = self.shared.settings.paths.is_empty() && state.names.guess(path, Instant::now());
             if guessed {
                 debug!(path, "nobody answers for this name; it may be a directory");
                 self.shared.publish(&state);
             }
-            return guessed;
+            return Ok(guessed);
         };
-        let Some(size) = self.size(path, &first).await else {
-            warn!(path, "who has the file stopped answering before its size was known");
-            return false;
+        let Some(found) = self.measure(path, Some(first)).await else {
+            warn!(path, "there is such a file, and its size could not be found");
+            return Err(Unavailable::TimedOut);
         };
         let mut state = self.shared.state();
-        let Some(file) = state.names.add(path, size) else { return false };
+        let Some(file) = state.names.add(path, found.size) else { return Ok(false) };
         self.shared.publish(&state);
         drop(state);
-        info!(path, size, "found by the legacy protocol; its bytes are not signed");
+        info!(path, size = found.size, "found by the legacy protocol; its bytes are not signed");
         self.shared.make_room();
-        self.take(ChunkId { object: file.object, index: 0 }, first.body);
-        true
+        self.take(ChunkId { object: file.object, index: found.last }, found.body);
+        Ok(true)
     }
 
-    /// The size of a file whose first chunk's header is known.
-    async fn size(&mut self, path: &str, first: &Answer) -> Option<u64> {
-        let mut search = Search::new(first.header.len);
-        loop {
-            match search {
-                Search::Done(size) => return Some(size),
-                Search::Ask { chunk, .. } => {
-                    let answer = self.ask(path, chunk, Want::Length(SMALL), NEXT).await?;
-                    search = search.heard(answer.header.len);
+    /// The size of a file, by chunks of which the last has come whole. None if nobody answers for one of them, or if what
+    /// is said of them does not fit together however often it is asked for.
+    async fn measure(&mut self, path: &str, mut first: Option<Answer>) -> Option<Found> {
+        for _ in 0..TRIES {
+            let first = match first.take() {
+                Some(first) => first,
+                None => self.ask(path, 0, Want::Length, NEXT).await?,
+            };
+            let mut full_by = first.from;
+            let (mut search, mut answer) = (Search::new(first.header.len), first);
+            while let Search::Ask { chunk, .. } = search {
+                answer = self.ask(path, chunk, Want::Length, NEXT).await?;
+                if answer.header.is_full() {
+                    full_by = answer.from;
                 }
+                search = search.heard(answer.header.len);
             }
+            let Search::Done(size) = search else { continue };
+            let last = size.saturating_sub(1) / u64::from(CHUNK);
+            let last = u32::try_from(last).expect("a chunk was asked for by its number");
+            // Whoever says where it ends, the chunk before must be there.
+            let (whole, liar, found) = if size > 0 && size.is_multiple_of(u64::from(CHUNK)) {
+                let whole = self.ask(path, last, Want::Body, NEXT).await?;
+                (whole.header.is_full(), full_by, Found { size, last, body: whole.body })
+            } else {
+                let whole = last == 0 || self.ask(path, last - 1, Want::Settled, NEXT).await?.header.is_full();
+                (whole, answer.from, Found { size, last, body: answer.body })
+            };
+            if whole {
+                return Some(found);
+            }
+            warn!(path, size, from = %liar, "what is said of a legacy file's size does not fit together");
+            self.asker.avoid(liar);
         }
+        None
     }
 }
+
+/// A file that was found.
+struct Found {
+    size: u64,
+    /// Its last chunk, and the bytes of that.
+    last: u32,
+    body: Option<Bytes>,
+}
+
+/// Chunks of the largest file that can be shown: who says that it goes on is not asked further.
+const MOST: u32 = (MAX_OBJECT / CHUNK as u64) as u32;
 
 /// A size that is being found. A chunk that is full says that the file goes on; one that is empty, that it has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -254,10 +307,10 @@ impl Search {
     }
 
     fn between(full: u32, empty: Option<u32>) -> Search {
-        let end = empty.unwrap_or(u32::MAX);
+        let end = empty.unwrap_or(MOST);
         let chunk = match empty {
             Some(empty) => full + (empty - full) / 2,
-            None => full.saturating_mul(2).max(1),
+            None => full.saturating_mul(2).clamp(1, MOST - 1),
         };
         if end - full <= 1 {
             return Search::Done(u64::from(end) * u64::from(CHUNK));
@@ -292,7 +345,9 @@ mod tests {
             (3 * chunk, 4),
             (12 * chunk - 1, 8),
             (1000 * chunk + 17, 20),
-            (u64::from(u32::MAX) * chunk, 65),
+            (MAX_OBJECT - 1, 46),
+            (MAX_OBJECT, 46),
+            (MAX_OBJECT + 1, 46),
         ] {
             let len_of = |index: u32| size.saturating_sub(u64::from(index) * chunk).min(chunk) as u32;
             let (mut search, mut asked) = (Search::new(len_of(0)), 0);
@@ -301,7 +356,7 @@ mod tests {
                 asked += 1;
                 assert!(asked < 100, "{size}: {search:?}");
             }
-            assert_eq!(search, Search::Done(size));
+            assert_eq!(search, Search::Done(size.min(MAX_OBJECT)));
             assert!(asked <= most, "{size}: {asked}");
         }
     }

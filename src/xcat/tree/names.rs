@@ -54,7 +54,7 @@ impl Names {
             || after.next().is_some_and(|(file, _)| file.starts_with(&below))
     }
 
-    /// A file of this size was found, or found again as another one.
+    /// A file of this size was found, or found again as another one. None where it cannot be shown.
     pub fn add(&mut self, path: &str, size: u64) -> Option<File> {
         if self.files.len() >= MOST {
             return None;
@@ -67,6 +67,9 @@ impl Names {
         let found = Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() };
         let object = ObjectId::of_version(path.as_bytes(), size, found.as_ns(), self.changes);
         let file = File { object, size, found };
+        regular(path, &file)?;
+        // One that cannot be shown would hide all others.
+        path.match_indices('/').map(|(slash, _)| directory(&path[..slash])).collect::<Option<Vec<_>>>()?;
         self.files.insert(path.to_owned(), file);
         self.objects.insert(object, path.to_owned());
         Some(file)
