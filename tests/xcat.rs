@@ -297,9 +297,27 @@ fn what_an_original_server_would_give_away_gets_silence() {
         let death = got.unwrap_err();
         assert!(death.contains("limit"), "{name}: {death}");
     }
+    lab.host(1).inside(|| {
+        for number in ["007", "+0", " 0", "0x0", "0@x"] {
+            assert!(!is_answered(&lab, &format!("five@{number}")), "{number}");
+        }
+        assert!(is_answered(&lab, "five@0"));
+    });
     assert_eq!(get(lab.host(1), &client, "inside"), tree.digests[1].1);
     assert_eq!(get(lab.host(1), &client, "//five"), tree.digests[1].1);
     assert_eq!(client.stop(), None);
+}
+
+/// Whether the origin connects to the host that the calling thread is in, which asks for as long as an origin may take.
+fn is_answered(lab: &Lab, request: &str) -> bool {
+    let listener = std::net::TcpListener::bind(("0.0.0.0", legacy::PORT)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    (0..6).any(|_| {
+        socket.send_to(request.as_bytes(), (lab.origin().address(), legacy::PORT)).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        listener.accept().is_ok()
+    })
 }
 
 /// An original has the port for itself; what else was started on its host says so and goes on.

@@ -2,7 +2,8 @@
 //! others, and native readers hardly notice.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use lab::{Host, Lab, Link};
 use legacy::client::Client;
 use legacy::liar::{Liar, Lie};
 use legacy::server::Server;
-use legacy::watch::Watch;
+use legacy::watch::{Limits, Watch};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
@@ -107,6 +108,67 @@ fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
         seen.deadly.iter().filter(|what| !originals.iter().any(|original| what.starts_with(original))).collect();
     assert!(deadly.is_empty(), "{deadly:#?}");
     assert!(seen.requests > 20 && seen.answers > 15, "{} requests, {} answers", seen.requests, seen.answers);
+}
+
+/// What must not be seen in the test above, seen.
+#[test]
+fn the_watch_sees_each_thing_that_an_original_does_not_survive() {
+    let Some(lab) = Lab::shared(2, Link::unlimited()) else { return };
+    let whom = lab.host(1).address();
+    let listener = lab.host(1).inside(|| TcpListener::bind((whom, legacy::PORT)).unwrap());
+    let tenth = Duration::from_millis(100);
+    let watch = lab.at_switch(|| Watch::with(Limits { header: 5 * tenth, whole: 10 * tenth }));
+    let ways: [(&[u8], Duration, &[u8]); 7] = [
+        (b"a@0@0000000F00000005\x01\x02\x03\x04\x05", Duration::ZERO, b""),
+        (b"a@0@0000000001000001", Duration::ZERO, b""),
+        (b"a@0@0000000000000005", Duration::ZERO, b"abc"),
+        (b"nothing of the kind", Duration::ZERO, b""),
+        (b"", Duration::ZERO, b""),
+        (b"", 8 * tenth, b"a@0@0000000000000000"),
+        (b"a@0@0000000000000003", 12 * tenth, b"abc"),
+    ];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in ways {
+                let (mut stream, _) = listener.accept().unwrap();
+                std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+            }
+        });
+        lab.origin().inside(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            for datagram in [&b""[..], b"a\xff@0", b"hello", b"a@0"] {
+                socket.send_to(datagram, (whom, legacy::PORT)).unwrap();
+            }
+            let sending = ways.map(|(first, pause, then)| {
+                let mut stream = TcpStream::connect((whom, legacy::PORT)).unwrap();
+                std::thread::spawn(move || {
+                    stream.write_all(first).unwrap();
+                    std::thread::sleep(pause);
+                    stream.write_all(then).unwrap();
+                })
+            });
+            sending.into_iter().for_each(|sent| sent.join().unwrap());
+        });
+    });
+    // The last of them arrives a moment later.
+    std::thread::sleep(tenth);
+    let seen = watch.stop();
+    let mut missing = vec![
+        "an empty datagram",
+        "no UTF-8",
+        "no request",
+        "16777217 bytes announced",
+        "bytes instead of",
+        "no header: nothing",
+        "without a header",
+        "a late header",
+        "a late end",
+    ];
+    for found in &seen.deadly {
+        missing.retain(|what| !found.contains(what));
+    }
+    let whole: Vec<&String> = seen.deadly.iter().filter(|found| found.contains(" to ")).collect();
+    assert_eq!((missing, whole.len(), seen.answers), (vec![], 6, 1), "{:#?}", seen.deadly);
 }
 
 /// Requests with a forged source, as fast as asked for, until it is dropped.

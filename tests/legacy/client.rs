@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::lab::Patience;
+
 use super::{CHUNK, HEADER, Life, PORT, TRANSFER, header, hear, next, send};
 
 /// Chunks that it helps out with.
@@ -54,10 +56,10 @@ impl Client {
 
     /// Gets a file; `each` sees its bytes. An error is what it died of.
     pub fn get(&self, path: &str, limit: Duration, mut each: impl FnMut(&[u8])) -> Result<u64, String> {
-        let (began, mut bytes) = (Instant::now(), 0);
+        let (mut patience, mut bytes) = (Patience::new(limit), 0);
         for number in 0u64.. {
             let request = format!("{path}@{number}");
-            let body = self.chunk(&request, began + limit)?;
+            let body = self.chunk(&request, &mut patience)?;
             each(&body);
             bytes += body.len() as u64;
             let last = body.len() < CHUNK;
@@ -73,7 +75,7 @@ impl Client {
         Ok(bytes)
     }
 
-    fn chunk(&self, request: &str, end: Instant) -> Result<Vec<u8>, String> {
+    fn chunk(&self, request: &str, patience: &mut Patience) -> Result<Vec<u8>, String> {
         let asking = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         asking.set_broadcast(true).unwrap();
         'again: loop {
@@ -83,7 +85,7 @@ impl Client {
                 if let Some(death) = self.life.death() {
                     return Err(death);
                 }
-                if Instant::now() > end {
+                if patience.has_ended() {
                     return Err(format!("not within the test's limit: {request}"));
                 }
                 if asked.is_none_or(|at| at.elapsed() >= REPEAT) {

@@ -12,6 +12,13 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::{CHUNK, HEADER, PORT, TRANSFER};
 
+/// How long an original waits for a header, and for all of an answer.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    pub header: Duration,
+    pub whole: Duration,
+}
+
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
@@ -37,9 +44,17 @@ struct Flow {
     header: Option<(Instant, Result<u64, String>)>,
     /// How many bytes had been sent when the sender ended it, and when that was.
     ended: Option<(Instant, u64)>,
-    /// Somebody did not want it.
-    reset: bool,
+    /// When somebody did not want it any more.
+    reset: Option<Instant>,
     accepted: bool,
+}
+
+impl Flow {
+    fn end(&mut self, flags: u8, now: Instant) {
+        if flags & RST != 0 {
+            self.reset.get_or_insert(now);
+        }
+    }
 }
 
 pub struct Watch {
@@ -52,6 +67,11 @@ type Key = (Ipv4Addr, u16, Ipv4Addr);
 impl Watch {
     /// In the network of the calling thread, which must be the switch's.
     pub fn start() -> Watch {
+        Watch::with(Limits { header: HEADER, whole: TRANSFER })
+    }
+
+    /// As if originals waited for so long.
+    pub fn with(limits: Limits) -> Watch {
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from((ALL as u16).to_be()))));
         let mut socket = socket.expect("whoever made the switch may watch it");
         socket.attach_filter(&filter()).unwrap();
@@ -69,7 +89,8 @@ impl Watch {
                     Err(_) => {}
                 }
             }
-            flows.into_iter().for_each(|(key, flow)| judge(key, &flow, &mut seen));
+            let now = Instant::now();
+            flows.into_iter().for_each(|(key, flow)| judge(key, &flow, limits, now, &mut seen));
             seen
         });
         Watch { stop, thread }
@@ -129,7 +150,7 @@ fn note(frame: &[u8], seen: &mut Seen, flows: &mut BTreeMap<Key, Flow>) {
     let now = Instant::now();
     if source == PORT {
         if let Some(flow) = flows.get_mut(&(to, target, from)) {
-            flow.reset |= flags & RST != 0;
+            flow.end(flags, now);
             flow.accepted |= flags & SYN != 0;
         }
         return;
@@ -143,7 +164,7 @@ fn note(frame: &[u8], seen: &mut Seen, flows: &mut BTreeMap<Key, Flow>) {
                 first: sequence.wrapping_add(1),
                 header: None,
                 ended: None,
-                reset: false,
+                reset: None,
                 accepted: false,
             }
         });
@@ -157,15 +178,13 @@ fn note(frame: &[u8], seen: &mut Seen, flows: &mut BTreeMap<Key, Flow>) {
     if flags & FIN != 0 {
         flow.ended.get_or_insert((now, before + payload.len() as u64));
     }
-    flow.reset |= flags & RST != 0;
+    flow.end(flags, now);
 }
 
 fn datagram(from: Ipv4Addr, bytes: &[u8], seen: &mut Seen) {
     seen.requests += 1;
-    if bytes.is_empty() {
-        seen.deadly.push(format!("an empty datagram from {from}"));
-    }
     match std::str::from_utf8(bytes) {
+        Ok("") => seen.deadly.push(format!("an empty datagram from {from}")),
         Ok(text) if !text.contains('@') => seen.deadly.push(format!("no request from {from}: {text:?}")),
         Ok(_) => {}
         Err(_) => seen.deadly.push(format!("a datagram that is no UTF-8 from {from}: {}", bytes.escape_ascii())),
@@ -185,22 +204,29 @@ fn announced(payload: &[u8]) -> Result<u64, String> {
     Ok(numbers as u64 + 16 + len)
 }
 
-fn judge((from, _, to): Key, flow: &Flow, seen: &mut Seen) {
-    if !flow.accepted || flow.reset {
+/// Late is what comes late, and what is given up late: an original that is gone by then resets the connection.
+fn judge((from, _, to): Key, flow: &Flow, limits: Limits, now: Instant, seen: &mut Seen) {
+    if !flow.accepted {
         return;
     }
     let mut deadly = |what: String| seen.deadly.push(format!("{from} to {to}: {what}"));
-    let late = |at: Instant, limit: Duration| at - flow.begun > limit;
+    let end = flow.ended.map(|(at, _)| at).or(flow.reset).unwrap_or(now);
+    let header_came = flow.header.as_ref().map_or(end, |(at, _)| *at);
+    if header_came - flow.begun > limits.header {
+        return deadly("a late header".to_owned());
+    }
+    if end - flow.begun > limits.whole {
+        return deadly("a late end".to_owned());
+    }
     match (&flow.header, flow.ended) {
+        _ if flow.reset.is_some() => {}
         (Some((_, Err(wrong))), _) => deadly(wrong.clone()),
-        (Some((at, Ok(_))), _) if late(*at, HEADER) => deadly("a late header".to_owned()),
-        (_, Some((at, _))) if late(at, TRANSFER) => deadly("a late end".to_owned()),
         (Some((_, Ok(whole))), Some((_, sent))) if *whole != sent => {
             deadly(format!("{sent} bytes instead of {whole}"));
         }
         (Some(_), Some(_)) => seen.answers += 1,
-        (None, _) => deadly("a connection without a header".to_owned()),
+        (None, Some(_)) => deadly("a connection without a header".to_owned()),
         // Still under way when the watch ended.
-        (Some(_), None) => {}
+        (_, None) => {}
     }
 }
