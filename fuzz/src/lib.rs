@@ -7,11 +7,12 @@
 
 pub mod node;
 pub mod parsers;
+pub mod secret;
 
 type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("datagram", parsers::datagram),
     ("stream", parsers::stream),
     ("page", parsers::page),
@@ -21,4 +22,6 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("options", parsers::options),
     ("node", node::node),
     ("xcat", parsers::xcat),
+    ("sealed", secret::sealed),
+    ("channel", secret::channel),
 ];
