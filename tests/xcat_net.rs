@@ -348,9 +348,10 @@ fn a_file_whose_size_changes_is_opened_anew_and_no_reader_gets_two_versions_of_i
     assert_eq!(server.stop(), None);
 }
 
-/// What the originals cost the mounts in time is printed: the machine's own load is in it.
+/// What the originals should cost the mounts in time is a tenth at most; more is let pass, since the machine's own load is
+/// in it.
 #[test]
-fn four_originals_and_four_mounts_all_finish_and_take_three_copies_at_most() {
+fn four_originals_take_two_copies_at_most_and_four_mounts_beside_them_hardly_notice() {
     let Some(lab) = Lab::timed(9, Link::mbit(100)) else { return };
     let (path, digest) = tree(&lab, 64 * MIB);
     let (mounts, clients): (Vec<&Host>, Vec<&Host>) =
@@ -371,14 +372,23 @@ fn four_originals_and_four_mounts_all_finish_and_take_three_copies_at_most() {
         let slowest = originals.into_iter().map(|original| original.join().unwrap()).max().unwrap();
         (native.join().unwrap(), slowest)
     });
-    let copies = (lab.sent_by(lab.origin()) - before) as f64 / digest.len as f64;
+    let copies = |bytes: u64| bytes as f64 / digest.len as f64;
+    let (all, originals) = (copies(lab.sent_by(lab.origin()) - before), copies(legacy_bytes(lab.origin())));
     let ratio = beside.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "mounts {alone:?} alone and {beside:?} beside originals ({ratio:.3}), which took {slowest:?}; {copies:.2} \
-        copies left the origin for all"
+        "mounts {alone:?} alone and {beside:?} beside originals ({ratio:.3}), which took {slowest:?}; {all:.2} copies \
+        left the origin, {originals:.2} of them for originals"
     );
+    assert!(originals <= 2.0, "{originals:.2}");
     // The mounts' own is one and some headers.
-    assert!(copies <= 3.1, "{copies:.2}");
+    assert!(all <= originals + 1.1, "{all:.2}");
+    assert!(ratio < 1.25, "{beside:?} instead of {alone:?}");
+}
+
+fn legacy_bytes(host: &Host) -> u64 {
+    let status = swarm::swarmfs(host, &["status", "--json"]);
+    let nodes: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    nodes[0]["counters"]["legacy_bytes"].as_u64().expect("it is counted")
 }
 
 /// Reads the file on all mounts at once; the time of the last.
