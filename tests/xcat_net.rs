@@ -48,8 +48,8 @@ fn get(host: &Host, client: &Client) -> (Digest, Duration) {
     })
 }
 
-fn xcat(host: &Host, more: &[&str]) -> Digest {
-    let args = [&["xcat", "random"], more].concat();
+fn xcat(host: &Host, name: &str, more: &[&str]) -> Digest {
+    let args = [&["xcat", name], more].concat();
     let output = host.run(LONG, swarm::program().to_str().unwrap(), &args);
     assert!(output.status.success(), "{}", complaint(&output));
     samples::digest(&output.stdout[..]).unwrap()
@@ -77,7 +77,7 @@ fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
             });
         }
         let host = lab.host(5);
-        scope.spawn(move || assert_eq!(xcat(host, &[]), digest));
+        scope.spawn(move || assert_eq!(xcat(host, "random", &[]), digest));
     });
     origin.kill();
     let client = lab.host(3).inside(|| Client::start(false));
@@ -88,7 +88,7 @@ fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
     let server = lab.origin().inside(|| Server::start(&path));
     let helper = lab.host(3).inside(|| Client::start(true));
     assert_eq!(get(lab.host(3), &helper).0, digest);
-    assert_eq!(xcat(lab.host(4), &["--linger", "1s"]), digest);
+    assert_eq!(xcat(lab.host(4), "random", &["--linger", "1s"]), digest);
     let mount = swarm::mount(lab.host(5), "old", &["-o", "xcat"]);
     swarm::read(lab.host(5), "random", &[]).finish(LONG).must_be(digest);
     drop(mount);
@@ -271,7 +271,8 @@ fn most_within(times: &[Instant], span: Duration) -> usize {
         .unwrap_or(0)
 }
 
-/// One host of each kind, who all answer everybody before the server does.
+/// One host of each kind, who all answer everybody before the server does. What is wrong only beside the truth is said of
+/// a small file: the server reads and sums a chunk for each repetition, which takes a busy machine its time.
 #[test]
 fn liars_cost_time_and_no_wrong_byte_is_written() {
     let Some(lab) = Lab::shared(3 + Lie::ALL.len(), Link::unlimited()) else { return };
@@ -279,22 +280,26 @@ fn liars_cost_time_and_no_wrong_byte_is_written() {
     let small = samples::digest_of(&path.join("small"));
     let server = lab.origin().inside(|| Server::start(&path));
     let liars = lab.hosts()[3..].iter().zip(Lie::ALL);
-    let liars: Vec<_> = liars.map(|(host, lie)| host.inside(|| Liar::start(lie, |_| true))).collect();
-    std::thread::scope(|scope| {
-        scope.spawn(|| assert_eq!(xcat(lab.host(1), &[]), digest));
-        scope.spawn(|| {
-            let mount = swarm::mount(lab.host(2), "old", &["-o", "xcat"]);
-            for (name, digest) in [("random", digest), ("small", small)] {
-                let size = lab.host(2).sh(LONG, &format!("stat -c %s {MOUNT}/{name}"));
-                assert_eq!(size.trim(), digest.len.to_string(), "{}", mount.log());
-                swarm::read(lab.host(2), name, &[]).finish(LONG).must_be(digest);
-            }
-            assert!(mount.log().contains("contradict each other"), "{}", mount.log());
-        });
+    let liars = liars.map(|(host, lie)| {
+        host.inside(|| Liar::start(lie, move |request| !lie.is_whole() || request.starts_with("small@")))
     });
+    let liars: Vec<_> = liars.collect();
+    let mount = swarm::mount(lab.host(2), "old", &["-o", "xcat"]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(xcat(lab.host(1), "random", &[]), digest));
+        scope.spawn(|| must_show(lab.host(2), "random", digest));
+    });
+    assert_eq!(xcat(lab.host(1), "small", &[]), small);
+    must_show(lab.host(2), "small", small);
+    assert!(mount.log().contains("contradict each other"), "{}", mount.log());
     let told: Vec<usize> = liars.into_iter().map(Liar::stop).collect();
-    assert!(told.iter().all(|told| *told > 2), "{told:?} lies of each kind");
+    assert!(told.iter().all(|told| *told > 1), "{told:?} lies of each kind");
     assert_eq!(server.stop(), None);
+}
+
+fn must_show(host: &Host, name: &str, digest: Digest) {
+    assert_eq!(host.sh(LONG, &format!("stat -c %s {MOUNT}/{name}")).trim(), digest.len.to_string(), "{name}");
+    swarm::read(host, name, &[]).finish(LONG).must_be(digest);
 }
 
 /// Somebody says of a file that is being read that it ends where it does not, and only he answers.
@@ -307,7 +312,7 @@ fn a_reader_waits_for_who_agrees_with_the_size_that_a_file_had() {
     let mount = swarm::mount(host, "old", &["-o", "xcat", "--cache", "32M"]);
     host.sh(LONG, &format!("stat {MOUNT}/random"));
     assert_eq!(server.stop(), None);
-    let liar = lab.host(2).inside(|| Liar::start(Lie::Short, |chunk| chunk != "0"));
+    let liar = lab.host(2).inside(|| Liar::start(Lie::Short, |request| !request.ends_with("@0")));
     let server = std::thread::scope(|scope| {
         let (from, file) = (20 * MIB, path.join("random"));
         let compare = format!("dd if={MOUNT}/random bs=1M skip=20 status=none | cmp -i 0:{from} - {}", file.display());

@@ -32,6 +32,11 @@ pub enum Lie {
 }
 
 impl Lie {
+    /// Whether an answer is right in itself: it is found out only if somebody else answers soon.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Lie::Empty | Lie::Short)
+    }
+
     pub const ALL: [Lie; 9] = [
         Lie::WrongSum,
         Lie::TooLong,
@@ -82,8 +87,8 @@ pub struct Liar {
 }
 
 impl Liar {
-    /// In the network that the calling thread is in. It answers requests for these chunks.
-    pub fn start(lie: Lie, chunks: impl Fn(&str) -> bool + Send + 'static) -> Liar {
+    /// In the network that the calling thread is in. It answers these requests.
+    pub fn start(lie: Lie, answers: impl Fn(&str) -> bool + Send + 'static) -> Liar {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -94,7 +99,7 @@ impl Liar {
                 let mut buffer = [0; 4096];
                 let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
                 let request = String::from_utf8_lossy(&buffer[..len]).into_owned();
-                if request.rsplit_once('@').is_some_and(|(_, chunk)| chunks(chunk)) {
+                if answers(&request) {
                     told += usize::from(call(from.ip(), lie, request));
                 }
             }
