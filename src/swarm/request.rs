@@ -99,8 +99,7 @@ impl Requests {
 
     pub fn tables(&self, policy: &Policy) -> [Table; 6] {
         // The least transfers weigh an eighth; pulls are not weighed.
-        let downloads =
-            (policy.downloads + policy.downloads_extra + policy.downloads_origin) * WHOLE + 2 * policy.pulls;
+        let downloads = policy.most_accepted() * WHOLE + 2 * policy.pulls;
         [
             Table::new("transfers awaited", self.downloads.len(), downloads),
             Table::new("demands", self.demands.len(), MAX_DEMANDS),
@@ -191,9 +190,7 @@ impl Node {
             return self.refuse_peer(id);
         }
         let from_origin = self.links.get(&id).is_some_and(|link| link.origin);
-        let most = self.policy.downloads
-            + self.policy.downloads_extra
-            + if from_origin { self.policy.downloads_origin } else { 0 };
+        let most = self.policy.accepted(self.gossip.best_rate(), from_origin);
         // A stranger may offer and never send: it holds one place, not all of them.
         let owed = self.requests.downloads.iter().filter(|d| d.link == id && d.transfer & WANTED == 0).count();
         if self.links.get(&id).is_some_and(|link| owed >= link.allowance()) {
