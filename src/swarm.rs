@@ -18,6 +18,7 @@ use crate::wire::frame::{Frame, GoneReason, Hello, NodeId};
 use crate::wire::head::PageHash;
 
 mod bits;
+mod copies;
 mod gossip;
 mod keep;
 mod limits;

@@ -35,10 +35,6 @@ impl Bits {
         self.0[(block / 64) as usize] |= 1 << (block % 64);
     }
 
-    pub fn remove(&mut self, block: u32) {
-        self.0[(block / 64) as usize] &= !(1 << (block % 64));
-    }
-
     /// The blocks of one segment of the chunk.
     pub fn segment(&self, segment: u32) -> u64 {
         self.0[segment as usize]
@@ -55,6 +51,11 @@ impl Bits {
 
     pub fn or(mut self, other: &Bits) -> Bits {
         self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+        self
+    }
+
+    pub fn xor(mut self, other: &Bits) -> Bits {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a ^= b);
         self
     }
 
@@ -143,6 +144,7 @@ mod tests {
             prop_assert_eq!(x.iter().collect::<BTreeSet<_>>(), a.clone());
             prop_assert_eq!(x.and(&y), bits(&a.intersection(&b).copied().collect()));
             prop_assert_eq!(x.or(&y), bits(&a.union(&b).copied().collect()));
+            prop_assert_eq!(x.xor(&y), bits(&a.symmetric_difference(&b).copied().collect()));
             prop_assert_eq!(x.minus(&y), bits(&a.difference(&b).copied().collect()));
             prop_assert_eq!(x.count() as usize, a.len());
             prop_assert_eq!(x.first_from(from), a.range(from..).next().copied());

@@ -47,6 +47,7 @@ impl Node {
         }
         tables.extend(self.requests.tables(&self.policy));
         tables.extend(self.provide.tables());
+        tables.extend(self.provide.copies.tables());
         tables.extend(self.gossip.tables(&self.policy));
         tables.extend(self.pages.tables());
         tables.push(self.trust.table());

@@ -93,8 +93,8 @@ pub struct Link {
     pub proof: Proof,
     /// It was given this node's own proof.
     pub proved: bool,
-    /// A block that it was told to wait for, and since when.
-    pub put_off: Option<(BlockId, Time)>,
+    /// Blocks that it was told to wait for, the newest in front, and since when.
+    pub put_off: VecDeque<(BlockId, Time)>,
 }
 
 impl Link {
@@ -128,7 +128,7 @@ impl Link {
             record: Record::default(),
             proof: Proof::None,
             proved: false,
-            put_off: None,
+            put_off: VecDeque::new(),
         }
     }
 
@@ -214,7 +214,7 @@ impl Node {
         let Some(link) = self.links.remove(&id) else { return };
         self.tracked -= link.taken.len();
         if !link.hushed {
-            self.provide.uncount_all(&link.taken);
+            self.provide.copies.uncount_all(&link.taken);
         }
         self.ready.remove(&id);
         self.no_headers_from(id);
@@ -248,7 +248,7 @@ impl Node {
         link.progress.set(None);
         *known = known.or(&bits);
         if !link.hushed {
-            self.provide.count(chunk, fresh);
+            self.provide.copies.count(chunk, fresh);
         }
     }
 
@@ -269,7 +269,7 @@ impl Node {
             self.tracked -= 1;
         }
         if !link.hushed {
-            self.provide.uncount(chunk, gone);
+            self.provide.copies.uncount(chunk, gone);
         }
     }
 
@@ -280,7 +280,7 @@ impl Node {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.hushed = true;
         let offers = std::mem::take(&mut link.offers);
-        self.provide.uncount_all(&link.taken);
+        self.provide.copies.uncount_all(&link.taken);
         if self.me.origin {
             for run in offers.into_iter().flat_map(|offer| offer.runs) {
                 self.note_lost(id, run);
@@ -297,7 +297,7 @@ impl Node {
         link.last_heard = self.now;
         if std::mem::take(&mut link.hushed) {
             for (chunk, bits) in &link.taken {
-                self.provide.count(*chunk, *bits);
+                self.provide.copies.count(*chunk, *bits);
             }
         }
     }
@@ -360,7 +360,7 @@ impl Node {
             self.tracked -= link.taken.len();
             let before = std::mem::take(&mut link.taken);
             if !link.hushed {
-                self.provide.uncount_all(&before);
+                self.provide.copies.uncount_all(&before);
             }
         }
         let Some(link) = self.links.get_mut(&id) else { return };

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::bits::Bits;
+use super::copies::Copies;
 use super::{LinkId, Table, Time};
 use crate::chunk::{ChunkId, ObjectId, Run, SegmentId};
 use crate::wire::frame::GoneReason;
@@ -32,10 +33,6 @@ pub const HEADER_WAITS: usize = 64;
 /// Runs remembered as sent lately: half a second of single blocks at 10 Gbit/s is more, but then they are pulled faster
 /// than anybody could pass them on.
 const MAX_SENT: usize = 4096;
-/// Chunks whose copies are counted. A peer can name as many as it likes; those beyond count as if nobody had them.
-const MAX_COPIES: usize = 8192;
-/// Their counts, 2 MiB: of large files that are 32 GiB.
-const MAX_COUNTS: usize = 1 << 20;
 /// Pulls that wait for an object's size, which the tree says in the same batch.
 const MAX_PARKED: usize = 1024;
 /// Chunks of which an origin remembers what it sent: a TiB.
@@ -51,19 +48,9 @@ pub const FAILED: u64 = 5_000_000;
 /// Objects whose size an origin remembers for its neighbours' windows.
 pub const MAX_SIZES: usize = 1 << 17;
 
-/// How many neighbours have or await each block of a chunk.
-struct Copies {
-    /// Up to the last block that anybody had: small files take little.
-    each: Vec<u16>,
-    /// The blocks of which there are any.
-    some: Bits,
-}
-
 #[derive(Default)]
 pub struct Provide {
-    copies: BTreeMap<ChunkId, Copies>,
-    /// Blocks that are counted, of all chunks.
-    counts: usize,
+    pub(super) copies: Copies,
     next_offer: u32,
     pub(super) preparing: BTreeSet<SegmentId>,
     /// Segments not to be tried before.
@@ -92,10 +79,8 @@ impl Provide {
         self.preparing.iter().any(|segment| segment.chunk() == chunk)
     }
 
-    pub fn tables(&self) -> [Table; 8] {
+    pub fn tables(&self) -> [Table; 6] {
         [
-            Table::new("chunks counted", self.copies.len(), MAX_COPIES),
-            Table::new("blocks counted", self.counts, MAX_COUNTS),
             Table::new("segments being read", self.preparing.len(), PREPARING),
             Table::new("segments to be read later", self.later.len(), MAX_FAILED),
             Table::new("objects that failed", self.failed.len(), MAX_FAILED),
@@ -103,48 +88,6 @@ impl Provide {
             Table::new("runs sent lately", self.sent.len(), MAX_SENT),
             Table::new("chunks sent of", self.out.len(), MAX_OUT),
         ]
-    }
-
-    pub fn count(&mut self, chunk: ChunkId, bits: Bits) {
-        if bits.is_empty() || (self.copies.len() >= MAX_COPIES && !self.copies.contains_key(&chunk)) {
-            return;
-        }
-        let last = bits.iter().last().unwrap_or(0) as usize;
-        let counted = self.copies.get(&chunk).map_or(0, |copies| copies.each.len());
-        let more = (last + 1).saturating_sub(counted);
-        if self.counts + more > MAX_COUNTS {
-            return;
-        }
-        self.counts += more;
-        let copies = self.copies.entry(chunk).or_insert_with(|| Copies { each: Vec::new(), some: Bits::EMPTY });
-        if more > 0 {
-            copies.each.reserve_exact(more);
-            copies.each.resize(last + 1, 0);
-        }
-        for block in bits.iter() {
-            copies.each[block as usize] += 1;
-        }
-        copies.some = copies.some.or(&bits);
-    }
-
-    pub fn uncount(&mut self, chunk: ChunkId, bits: Bits) {
-        let Some(copies) = self.copies.get_mut(&chunk) else { return };
-        // What was not counted when there was no room is not missed now: a count is never too high.
-        for block in bits.iter() {
-            let Some(count) = copies.each.get_mut(block as usize) else { continue };
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                copies.some.remove(block);
-            }
-        }
-        if copies.some.is_empty() {
-            self.counts -= copies.each.len();
-            self.copies.remove(&chunk);
-        }
-    }
-
-    pub fn uncount_all(&mut self, taken: &BTreeMap<ChunkId, Bits>) {
-        taken.iter().for_each(|(chunk, bits)| self.uncount(*chunk, *bits));
     }
 
     /// Takes a slot for a neighbour, if there is one.
@@ -183,15 +126,5 @@ impl Provide {
     fn was_sent(&self, run: Run, now: Time, fresh: u64) -> bool {
         let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
         self.sent.iter().any(|(at, sent)| now.since(*at) < fresh && overlaps(sent))
-    }
-
-    /// The blocks of a chunk that any neighbour has or awaits.
-    pub fn copied(&self, chunk: ChunkId) -> Bits {
-        self.copies.get(&chunk).map_or(Bits::EMPTY, |copies| copies.some)
-    }
-
-    /// Neighbours that have or await a block.
-    pub fn copies(&self, chunk: ChunkId, block: u32) -> u16 {
-        self.copies.get(&chunk).map_or(0, |copies| copies.each.get(block as usize).copied().unwrap_or(0))
     }
 }

@@ -220,7 +220,7 @@ impl Node {
             let end = end.min((first / longest + 1) * longest);
             let run = Run { object: run.object, first: start + first, count: end - first };
             let urgent = urgent_end.is_some_and(|(object, end)| object == run.object && run.first < end);
-            let rank = if urgent { 0 } else { 1 + self.provide.copies(chunk, first) as u32 };
+            let rank = if urgent { 0 } else { 1 + self.provide.copies.of(chunk, first) };
             if best.as_ref().is_none_or(|(least, _)| rank < *least) {
                 best = Some((rank, run));
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::keys::OriginKey;
-use crate::wire::frame::{NodeId, State};
+use crate::wire::frame::{NodeId, State, WANTED};
 
 mod replica;
 
@@ -555,6 +555,34 @@ fn an_origin_counts_no_copy_of_what_it_never_sent() {
     outputs.extend(bench.give(Input::Prepared { segment, zero: 0 }));
     outputs.extend(bench.wait(10_000));
     assert!(!offered(&outputs, reader).is_empty(), "{outputs:?}");
+}
+
+/// A peer had two blocks sent to it without end, and a reader that asked for both in turn was told each time that the
+/// other one was on its way.
+#[test]
+fn whoever_takes_the_same_blocks_again_and_again_keeps_them_from_nobody() {
+    let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
+    let greedy = bench.link(2, false, vec![]);
+    let reader = bench.link(3, false, vec![]);
+    let (object, blocks) = (run(0, 1).object, [0, 64]);
+    bench.give(Input::Resolved { object, size: Some(SIZE) });
+    let mut transfer = WANTED;
+    let mut ask = |bench: &mut Bench, link: LinkId, block: u32| {
+        transfer += 1;
+        let outputs = bench.frame(link, Frame::Want { transfer, starving: true, run: run(block, 1) });
+        !outputs.contains(&Output::Send { link, frame: Frame::Abort { transfer } })
+    };
+    let mut wanted = Vec::from(blocks);
+    for _ in 0..40 {
+        for block in blocks {
+            ask(&mut bench, greedy, block);
+            bench.give(Input::Prepared { segment: BlockId { object, index: block }.segment(), zero: 0 });
+        }
+        while bench.node.transmit(greedy).is_some() {}
+        wanted.retain(|block| !ask(&mut bench, reader, *block));
+        wait_heard(&mut bench, &[greedy, reader], 100_000);
+    }
+    assert!(wanted.is_empty(), "told to wait in vain for {wanted:?}");
 }
 
 /// Whoever called itself an origin was believed that a file is gone.

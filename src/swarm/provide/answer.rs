@@ -142,15 +142,15 @@ impl Node {
 
     /// Whether an asker will get a run from neighbours: then a second copy out of the origin would be too many.
     pub(super) fn comes_from_others(&mut self, id: LinkId, run: Run, starving: bool) -> bool {
-        if by_chunk(run).all(|(chunk, range)| range.and(&self.provide.copied(chunk)).is_empty()) {
+        if by_chunk(run).all(|(chunk, range)| range.and(&self.provide.copies.any(chunk)).is_empty()) {
             return false;
         }
         // The asker's own report may already count what it awaits from this very answer.
-        let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u16;
+        let own = |chunk, block| self.links.get(&id).is_some_and(|link| link.has_taken(chunk, block)) as u32;
         let given = self.given();
         let copied = by_chunk(run).any(|(chunk, range)| {
             let held = range.and(&self.may_be_held(chunk, &given));
-            held.iter().any(|block| self.provide.copies(chunk, block) > own(chunk, block))
+            held.iter().any(|block| self.provide.copies.of(chunk, block) > own(chunk, block))
         });
         copied && (!starving || (self.provide.was_sent(run, self.now, self.fresh()) && self.puts_off(id, run)))
     }
@@ -161,13 +161,16 @@ impl Node {
         let (now, fresh) = (self.now, self.fresh());
         let block = BlockId { object: run.object, index: run.first };
         let Some(link) = self.links.get_mut(&id) else { return false };
-        match link.put_off {
-            Some((same, since)) if same == block => now.since(since) < fresh,
-            _ => {
-                link.put_off = Some((block, now));
-                true
-            }
+        let Some(index) = link.put_off.iter().position(|(other, _)| *other == block) else {
+            link.put_off.truncate(PULLED - 1);
+            link.put_off.push_front((block, now));
+            return true;
+        };
+        let waits = now.since(link.put_off[index].1) < fresh;
+        if !waits {
+            link.put_off.remove(index);
         }
+        waits
     }
 
     pub(in crate::swarm) fn on_cancel(&mut self, id: LinkId, transfer: u32) {

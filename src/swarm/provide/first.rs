@@ -76,7 +76,7 @@ impl Node {
             for (chunk, range) in by_chunk(*run) {
                 let start = chunk.first_block();
                 let mine = range.minus(&link.taken(chunk)).and(&Bits::range(0, blocks.saturating_sub(start)));
-                let unsent = mine.minus(&self.provide.copied(chunk).and(&self.may_be_held(chunk, given)));
+                let unsent = mine.minus(&self.provide.copies.any(chunk).and(&self.may_be_held(chunk, given)));
                 if let Some(block) = unsent.first_from(0) {
                     // Zeros cost nothing to send: the piece grows over them, to the segment's end.
                     let segment_end = (block / BLOCKS_PER_SEGMENT + 1) * BLOCKS_PER_SEGMENT;

@@ -128,7 +128,7 @@ impl Node {
             .iter()
             .map(|run| {
                 let block = BlockId { object: run.object, index: run.first };
-                let copies = self.provide.copies(block.chunk(), block.index % BLOCKS_PER_CHUNK) as u32;
+                let copies = self.provide.copies.of(block.chunk(), block.index % BLOCKS_PER_CHUNK);
                 // Of two equally rare, the one that is here goes before the one still arriving.
                 (copies * 4 + !self.store.has(block) as u32, *run)
             })
