@@ -78,16 +78,31 @@ impl Node {
             link.last_data = now;
         }
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
-            let answered = download.unanswered();
+            let answered = download.is_uncertain();
             download.last = now;
             if !download.started {
                 download.advanced = now;
             }
             download.started = true;
             let run = download.run;
-            if answered {
+            if answered && !download.is_uncertain() {
                 self.tell_awaited(run);
             }
+        }
+    }
+
+    /// A stranger brought a good block: what else is awaited of it can be counted on.
+    fn vouch_for(&mut self, id: LinkId) {
+        let unvouched = self.requests.downloads.iter_mut().filter(|download| download.link == id && !download.vouched);
+        let mut certain = Vec::new();
+        for download in unvouched {
+            download.vouched = true;
+            if !download.is_uncertain() {
+                certain.push(download.run);
+            }
+        }
+        for run in certain {
+            self.tell_awaited(run);
         }
     }
 
@@ -103,6 +118,7 @@ impl Node {
         self.store.touch(block.chunk());
         if fresh {
             self.note_good_block(id);
+            self.vouch_for(id);
             if self.requests.found(block) {
                 self.tell_taken(Run { object: block.object, first: block.index, count: 1 });
             }
