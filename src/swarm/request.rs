@@ -272,7 +272,7 @@ impl Node {
             return false;
         }
         self.pin(segment.chunk(), blocks);
-        let vouched = self.links.get(&link).is_some_and(|link| link.allowance() > 1);
+        let vouched = self.links.get(&link).is_some_and(|link| !link.is_stranger());
         if transfer & WANTED == 0 && vouched {
             self.tell_awaited(run);
         }

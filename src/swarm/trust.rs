@@ -86,6 +86,11 @@ impl Link {
         if self.origin { usize::MAX } else { 1 + self.record.good as usize }
     }
 
+    /// It brought nothing good since it was met, or since it last broke a promise.
+    pub fn is_stranger(&self) -> bool {
+        self.allowance() == 1
+    }
+
     /// Whether what it says it has will come from it, as far as it showed.
     pub fn is_credible(&self, now: Time) -> bool {
         self.record.good > 0 && now.since(self.record.last_good) < CREDIBLE && !self.is_doubted(now)

@@ -172,12 +172,12 @@ impl Scene {
     fn talk(&self, ill: Ill, anew: bool, mut names: u64, ready: &AtomicUsize, stop: &AtomicBool) {
         let mut talkers: Vec<Option<Talker>> = self.victims.iter().map(|_| None).collect();
         for turn in 0.. {
-            for (slot, victim) in talkers.iter_mut().zip(&self.victims) {
+            for ((slot, victim), name) in talkers.iter_mut().zip(&self.victims).zip(names..) {
                 if slot.as_ref().is_none_or(Talker::is_over) {
-                    names += u64::from(anew || turn == 0);
-                    *slot = self.liar(ill, *victim, names).ok();
+                    *slot = self.liar(ill, *victim, name).ok();
                 }
             }
+            names += if anew { self.victims.len() as u64 } else { 0 };
             if turn == 0 {
                 ready.fetch_add(1, Ordering::Relaxed);
             }
