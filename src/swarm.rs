@@ -378,7 +378,8 @@ impl Node {
         // One address does not take all the places: not even all those of one host's nodes.
         let crowd = self.policy.most_of_an_address(self.gossip.rate(), self.me.origin);
         let same = |link: &&Link| !link.opened_by_me && link.addr.ip() == from.ip();
-        let crowded = !from.ip().is_loopback() && self.links.values().filter(same).count() >= crowd;
+        let many = !from.ip().is_loopback() && self.links.values().filter(same).count() >= crowd;
+        let crowded = many || self.comes_too_often(from.ip());
         if crowded || (full && !self.close_a_silent_stranger()) {
             self.counters.crowded_connections += u64::from(crowded);
             return None;

@@ -519,6 +519,25 @@ fn one_address_does_not_take_all_the_places() {
     assert_eq!(bench.node.counters().crowded_connections, 100 - crowd as u64);
 }
 
+/// Thrown out, a flooder was back at once under another name, thousands of times.
+#[test]
+fn who_returns_under_ever_new_names_is_let_in_once_a_second_and_keeps_nobody_out() {
+    let mut bench = Bench::new();
+    let mut let_in = 0;
+    for name in 0..10_000u64 {
+        let from = ([10, 0, 0, 9], 40_000).into();
+        if let Some(link) = bench.node.accept(from, Time(bench.now)) {
+            let_in += 1;
+            bench.frame(link, Frame::Hello(hello(100 + name, false)));
+            bench.give(Input::BadFrame { link });
+        } else {
+            bench.wait(1_000);
+        }
+    }
+    assert!((17..=30).contains(&let_in), "{let_in} times in {} s", bench.now / 1_000_000);
+    assert!(bench.node.accept(([10, 0, 0, 10], 40_000).into(), Time(bench.now)).is_some());
+}
+
 /// A peer that offers all the time and never sends filled every place, and honest neighbours' offers were declined.
 #[test]
 fn a_strangers_offers_are_taken_one_at_a_time_until_it_brings_a_block() {

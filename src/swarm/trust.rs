@@ -35,6 +35,10 @@ const DOUBT_STRANGER: u64 = 20_000_000;
 const CREDIBLE: u64 = 3_000_000;
 /// Who says that it is an origin has so long to prove it.
 const PROOF: u64 = 3_000_000;
+/// So many names avoided at one address are one liar with many, who is let in again this seldom. It is not kept out: an
+/// honest node may live at the same address.
+const MANY_NAMES: usize = 16;
+const SELDOM: u64 = 1_000_000;
 /// Peers avoided at once. More names than that are one liar with many.
 const MAX_AVOIDED: usize = 1024;
 
@@ -67,6 +71,8 @@ pub enum Proof {
 #[derive(Default)]
 pub struct Trust {
     avoided: BTreeMap<(NodeId, IpAddr), Time>,
+    /// When an address with many avoided names was let in last.
+    let_in: BTreeMap<IpAddr, Time>,
 }
 
 impl Trust {
@@ -204,6 +210,19 @@ impl Node {
 
     pub(super) fn is_avoided(&self, peer: NodeId, ip: IpAddr) -> bool {
         self.trust.avoided.get(&(peer, ip)).is_some_and(|until| self.now < *until)
+    }
+
+    /// Whether a connection is refused since its address was let in not long ago, after many of its names had to be avoided.
+    pub(super) fn comes_too_often(&mut self, ip: IpAddr) -> bool {
+        let (now, trust) = (self.now, &mut self.trust);
+        let names = trust.avoided.iter().filter(|((_, at), until)| *at == ip && now < **until).count();
+        if names < MANY_NAMES {
+            return false;
+        }
+        trust.let_in.retain(|_, since| now.since(*since) < SELDOM);
+        let lately = trust.let_in.contains_key(&ip);
+        trust.let_in.entry(ip).or_insert(now);
+        lately
     }
 
     fn refuse_for(&mut self, id: LinkId, us: u64) {
