@@ -41,8 +41,8 @@ impl Node {
                 && link.taken(segment.chunk()).segment(index) != 0
         });
         let (known, strangers): (Vec<_>, Vec<_>) = holders.partition(|(_, link)| !link.is_stranger());
-        let origins = self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
-        let origin = origins.min_by_key(|id| *id == not);
+        let origins = self.links.iter().filter(|(_, link)| link.greeted && link.origin);
+        let origin = origins.min_by_key(|(id, link)| (!link.is_proven(), **id == not)).map(|(id, _)| *id);
         let known = self.rng.choice(known).map(|(id, _)| *id);
         if let Some(id) = known.or(origin).or_else(|| self.rng.choice(strangers).map(|(id, _)| *id)) {
             self.ask_header(id, segment);
@@ -95,8 +95,8 @@ impl Node {
         }
     }
 
-    /// A stranger brought a good block: what else is awaited of it can be counted on.
-    fn vouch_for(&mut self, id: LinkId) {
+    /// A stranger brought a good block, or proved that it is the origin: what else is awaited of it can be counted on.
+    pub(in crate::swarm) fn vouch_for(&mut self, id: LinkId) {
         let unvouched = self.requests.downloads.iter_mut().filter(|download| download.link == id && !download.vouched);
         let mut certain = Vec::new();
         for download in unvouched {
