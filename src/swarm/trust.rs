@@ -87,9 +87,19 @@ impl Link {
         !self.origin && (self.hushed || now < self.record.doubted_until)
     }
 
-    /// Transfers that are accepted of it at once: one of a stranger, whatever it offers.
+    /// Transfers that are accepted of it at once: one of a stranger, whatever it offers and whoever it says that it is.
     pub fn allowance(&self) -> usize {
-        if self.origin { usize::MAX } else { 1 + self.record.good as usize }
+        if self.is_proven() { usize::MAX } else { 1 + self.record.good as usize }
+    }
+
+    /// It leads to who has the origin's key.
+    pub fn is_proven(&self) -> bool {
+        self.origin && self.proof == Proof::Given
+    }
+
+    /// It brought nothing good since it was met, or since it last broke a promise.
+    pub fn is_stranger(&self) -> bool {
+        self.allowance() == 1
     }
 
     /// Whether what it says it has will come from it, as far as it showed.
@@ -165,7 +175,10 @@ impl Node {
 
     pub(super) fn on_proof(&mut self, id: LinkId, good: bool) {
         match self.links.get_mut(&id) {
-            Some(link) if good => link.proof = Proof::Given,
+            Some(link) if good => {
+                link.proof = Proof::Given;
+                self.vouch_for(id);
+            }
             _ => self.refuse_false_origin(id),
         }
     }
@@ -182,7 +195,7 @@ impl Node {
 
     /// Whether a link leads to who has the origin's key.
     pub(super) fn is_proven(&self, id: LinkId) -> bool {
-        self.links.get(&id).is_some_and(|link| link.origin && link.proof == Proof::Given)
+        self.links.get(&id).is_some_and(Link::is_proven)
     }
 
     pub(super) fn check_proofs(&mut self) {
