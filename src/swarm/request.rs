@@ -41,7 +41,7 @@ struct Download {
     /// When it last brought a block that was missing, or else began to bring bytes.
     advanced: Time,
     started: bool,
-    /// Whoever brings it is known to bring what it promises.
+    /// Whoever brings it is known to bring what it promises, or nobody broke a promise lately.
     vouched: bool,
     /// How many downloads began before it.
     number: u64,
@@ -132,8 +132,8 @@ impl Requests {
     }
 
     /// Blocks of a chunk that may not come although they are awaited: they were asked for without an answer yet, promised
-    /// by a stranger, or lost before. They must not be told or offered to others: if all who ask for a block say that it comes, everybody thinks
-    /// that the others have it, and its source sends it to nobody.
+    /// by a stranger among liars, or lost before. They must not be told or offered to others: if all who ask for a block
+    /// say that it comes, everybody thinks that the others have it, and its source sends it to nobody.
     pub fn uncertain(&self, chunk: ChunkId) -> Bits {
         let asked = self.downloads.iter().filter(|d| d.is_uncertain());
         let lost = self.lost.get(&chunk).copied().unwrap_or_default();
@@ -269,7 +269,7 @@ impl Node {
             return false;
         }
         self.pin(segment.chunk(), blocks);
-        let vouched = self.links.get(&link).is_some_and(|link| !link.is_stranger());
+        let vouched = !self.is_wary() || self.links.get(&link).is_some_and(|link| !link.is_unknown());
         if transfer & WANTED == 0 && vouched {
             self.tell_awaited(run);
         }
