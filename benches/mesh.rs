@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 42] = [
+const CHANGES: [(&str, Change); 44] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("nothing pinned", |p| p.pinned = 0),
@@ -124,15 +124,17 @@ const CHANGES: [(&str, Change); 42] = [
     ("8 uploads", |p| p.uploads = 8),
     ("4 ahead", |p| p.uploads_ahead = [4; 3]),
     ("16 ahead", |p| p.uploads_ahead = [16; 3]),
-    ("2 per link", |p| p.per_link = 2),
-    ("4 per link", |p| p.per_link = 4),
+    ("1 per link", |p| p.per_link = [1; 3]),
+    ("2 per link", |p| p.per_link = [2; 3]),
+    ("4 per link", |p| p.per_link = [4; 3]),
     ("1 + 3 of the origin", |p| p.origin_uploads = 1),
     ("2 + 3 of the origin", |p| p.origin_uploads = 2),
     ("8 + 3 of the origin", |p| p.origin_uploads = 8),
     ("4 + 8 of the origin", |p| p.origin_ahead = 8),
     ("8 downloads", |p| p.downloads = 8),
     ("32 downloads", |p| p.downloads = 32),
-    ("no extra download", |p| p.downloads_extra = 0),
+    ("no extra download", |p| p.downloads_extra = [0; 3]),
+    ("4 extra downloads", |p| p.downloads_extra = [4; 3]),
     ("none for the origin", |p| p.downloads_origin = 0),
     ("4 links", |p| p.links = 4),
     ("8 links", |p| p.links = 8),

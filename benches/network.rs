@@ -3,8 +3,9 @@
 //! beside its goal.
 //!
 //! `cargo bench --bench network` runs every row, `-- 8 32 ...` those named; `--runs N` repeats each, `--only swarmfs`
-//! or `--only chain` leaves the other out, `--mib N`, `--readers N` and `--rate MBIT` change any row. A row that falls
-//! short says so and fails nothing; wrong bytes do. It needs root, or `unshare -Ur`.
+//! or `--only chain` leaves the other out, `--mib N`, `--readers N` and `--rate MBIT` change any row, `--kind NAME` takes
+//! some peers that mean ill alone. A row that falls short says so and fails nothing; wrong bytes do. It needs root, or
+//! `unshare -Ur`.
 //!
 //! T is the time from the common start (else a reader's own) until the last reader has its last byte, over the file
 //! through one link at its payload rate. Copies are bytes on the origin's link with all headers, over the file: one copy is 1.046. Where the
@@ -16,6 +17,10 @@ use std::time::{Duration, Instant};
 // Tests use more of the lab than a bench does.
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "network/liars.rs"]
+mod liars;
+#[path = "../tests/mouth/mod.rs"]
+mod mouth;
 
 use lab::chain::{self, Chain};
 use lab::race::{self, Arrival, Check, Racer};
@@ -45,6 +50,8 @@ enum Kind {
     SlowLink,
     /// `tar` of a directory instead of `dd` of a file.
     Tar,
+    /// A quarter of all hosts mean ill, in each way in turn; compared with a run in which none does.
+    Liars,
 }
 
 /// What a row may cost at most; none where nothing was said.
@@ -81,6 +88,7 @@ fn rows() -> Vec<Row> {
         row("slow-disk", Kind::SlowDisk, 8, 256, 100, Goal { time: Some(1.03), ..Goal::default() }),
         row("slow-link", Kind::SlowLink, 8, 256, 100, Goal { time: Some(1.08), ..Goal::default() }),
         row("tar", Kind::Tar, 8, 1024, 100, Goal { broadcasts: Some(40.0), copies: Some(1.08), ..time(1.05) }),
+        row("liars", Kind::Liars, 8, 64, 100, later(1.10)),
     ]
 }
 
@@ -435,7 +443,7 @@ fn print_row(row: &Row, by: By, runs: &[Figures], ideal: f64) {
 
 fn main() {
     let (mut names, mut runs, mut only) = (Vec::new(), 1, None);
-    let (mut readers, mut mib, mut mbit) = (None, None, None);
+    let (mut readers, mut mib, mut mbit, mut kinds) = (None, None, None, Vec::new());
     let (mut args, mut benched) = (std::env::args().skip(1), false);
     while let Some(arg) = args.next() {
         let mut number = |option: &str| match args.next().and_then(|text| text.parse::<u64>().ok()) {
@@ -447,6 +455,14 @@ fn main() {
             Some("readers") => readers = Some(number("readers") as usize),
             Some("mib") => mib = Some(number("mib")),
             Some("rate") => mbit = Some(number("rate") as u32),
+            Some("kind") => {
+                let kind = args.next().unwrap_or_default();
+                let known = liars::names();
+                if !known.iter().any(|name| name.starts_with(&kind)) {
+                    refuse(&format!("--kind takes one of {}", known.join(", ")));
+                }
+                kinds.push(kind);
+            }
             Some("only") => {
                 only = match args.next().as_deref() {
                     Some("swarmfs") => Some(By::Swarmfs),
@@ -474,10 +490,14 @@ fn main() {
         row.mib = mib.unwrap_or(row.mib);
         row.mbit = mbit.unwrap_or(row.mbit);
     }
-    if only != Some(By::Swarmfs) && !chain::is_possible() {
+    let chained = chosen.iter().any(|row| row.kind != Kind::Liars);
+    if chained && only != Some(By::Swarmfs) && !chain::is_possible() {
         refuse("nc is not installed (netcat-openbsd); `--only swarmfs` goes without the chain");
     }
-    print_head();
+    let (ill, chosen): (Vec<Row>, Vec<Row>) = chosen.into_iter().partition(|row| row.kind == Kind::Liars);
+    if !chosen.is_empty() {
+        print_head();
+    }
     for row in &chosen {
         let Some(lab) = Lab::timed(1 + row.readers, Link::mbit(row.mbit)) else { return };
         let sample = make_sample(&lab, row);
@@ -485,6 +505,9 @@ fn main() {
             let figures: Vec<Figures> = (0..runs).map(|_| run(&lab, row, by, &sample)).collect();
             print_row(row, by, &figures, lab.link.ideal(sample.bytes).as_secs_f64());
         }
+    }
+    for row in ill.iter().filter(|_| only != Some(By::Chain)) {
+        liars::run(row, runs, &kinds);
     }
 }
 

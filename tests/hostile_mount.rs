@@ -5,19 +5,11 @@ mod lab;
 mod mouth;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lab::{Lab, Link, samples, swarm};
-use mouth::{Mouth, Talker, asked};
-use swarmfs::catalogue::Kind;
-use swarmfs::chunk::{BLOCK, BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, ObjectId, Run, blocks_of};
-use swarmfs::driver::{self, discover};
-use swarmfs::settings::{CacheSettings, NetSettings};
-use swarmfs::stream::Embedded;
-use swarmfs::wire::frame::{Frame, GoneReason, Hello, NodeId, State};
-use swarmfs::wire::head::TreeHead;
+use mouth::ill::{Ill, Scene};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 48 * MIB;
@@ -68,85 +60,29 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-/// Finds the tree as anybody would, and lies to everybody until it is over.
+/// Lies to everybody until it is over.
 fn lie(victims: &[SocketAddr], ready: &AtomicBool, stop: &AtomicBool) {
-    let net = NetSettings::default();
-    let found = discover(&net, None, LONG).unwrap();
-    let node = driver::join(found, &net, &CacheSettings { budget_bytes: 32 << 20 }).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let entry = runtime.block_on(Embedded::new(node.clone()).entry("random", true)).unwrap();
-    let Kind::File { object } = *entry.row.kind() else { panic!("it is a file") };
-    let head = node.head();
-    node.stop();
-    let all: Arc<Vec<Run>> = Arc::new(everything(object));
-    let mut liars = Vec::new();
-    for (index, victim) in victims.iter().enumerate() {
-        // A reader takes four connections of one address: the last way of lying is one too many.
-        for kind in [4, 0, 1, 2, 3] {
-            liars.push(liar(kind, *victim, &head, index as u64 * 10 + kind, all.clone()));
+    let scene = Scene::scout(victims.to_vec(), "random");
+    // A reader takes four connections of one address: the last way of lying is one too many.
+    let ills = [Ill::FalseOrigin, Ill::WrongBlocks, Ill::WrongHeaders, Ill::Idle, Ill::Drip];
+    let met = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for (index, ill) in ills.into_iter().enumerate() {
+            let (scene, met) = (&scene, &met);
+            scope.spawn(move || scene.act(ill, false, index as u64 * 1000, met, stop));
+            swarm::wait_until(LONG, "everybody is met", || (met.load(Ordering::Relaxed) > index).then_some(()));
         }
-    }
-    ready.store(true, Ordering::Relaxed);
-    let mouth = UdpSocket::bind("0.0.0.0:0").unwrap();
-    let mut n = 0;
-    while !stop.load(Ordering::Relaxed) {
-        n += 1;
-        for victim in victims {
-            let _ = mouth.send_to(&[n as u8; 1200], victim);
-        }
-        // Who comes and goes.
-        if n % 50 == 0 {
-            let mut guest = Mouth::greet(victims[n / 50 % victims.len()], hello(&head, 10_000 + n as u64, false));
-            guest.hear(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn everything(object: ObjectId) -> Vec<Run> {
-    let blocks = blocks_of(SIZE);
-    let starts = (0..blocks).step_by(BLOCKS_PER_CHUNK as usize);
-    starts.map(|first| Run { object, first, count: BLOCKS_PER_CHUNK.min(blocks - first) }).collect()
-}
-
-fn hello(head: &TreeHead, node: u64, origin: bool) -> Hello {
-    let tree = head.name.clone();
-    Hello { node: NodeId(1000 + node), origin, port: 9, sequence: head.sequence, key: head.key, tree }
-}
-
-/// One connection that claims and offers everything, and then: sends wrong blocks, wrong headers, nothing, or a byte a
-/// second; or says that it is the origin and that all is gone.
-fn liar(kind: u64, victim: SocketAddr, head: &TreeHead, node: u64, all: Arc<Vec<Run>>) -> Talker {
-    let object = all[0].object;
-    let mut mouth = Mouth::greet(victim, hello(head, node, kind == 4));
-    mouth.say(&Frame::State(State { full: true, rate: u32::MAX, taken: all.to_vec(), ..State::default() }));
-    let (mut number, mut owed) = (0, Vec::new());
-    let mut random = fastrand::Rng::with_seed(node);
-    let act = move |mouth: &mut Mouth, frame: Frame| {
-        match (&frame, kind) {
-            (Frame::GetHeader(_), 1) => mouth.say(&Frame::Header(vec![7; 200].into())),
-            (_, 4) => mouth.say(&Frame::Gone { object, reason: GoneReason::Replaced }),
-            _ => {}
-        }
-        if let Some((transfer, run)) = asked(&frame) {
-            match kind {
-                0 => run.blocks().for_each(|block| mouth.data(transfer, block.index, 0, &[0xbd; BLOCK as usize])),
-                3 => owed.push((transfer, run.first)),
-                _ => {}
+        scope.spawn(|| scene.act(Ill::Flap, false, 10_000, &met, stop));
+        ready.store(true, Ordering::Relaxed);
+        let mouth = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for n in 0.. {
+            for victim in victims {
+                let _ = mouth.send_to(&[n as u8; 1200], victim);
             }
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        if let (3, Some((transfer, first))) = (kind, owed.pop()) {
-            mouth.data(transfer, first, 0, &[0xbd]);
-        }
-        number += 1;
-        let blocks = blocks_of(SIZE);
-        let runs = (0..8).map(|_| {
-            let first = random.u32(0..blocks / BLOCKS_PER_SEGMENT) * BLOCKS_PER_SEGMENT;
-            Run { object, first, count: 8 }
-        });
-        if kind < 4 && number % 3 == 0 {
-            mouth.say(&Frame::Offer { id: number, runs: runs.collect() });
-        }
-    };
-    Talker::start(mouth, act, State { rate: u32::MAX, ..State::default() })
+    });
 }

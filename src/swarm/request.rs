@@ -41,14 +41,16 @@ struct Download {
     /// When it last brought a block that was missing, or else began to bring bytes.
     advanced: Time,
     started: bool,
+    /// Whoever brings it is known to bring what it promises, or nobody broke a promise lately.
+    vouched: bool,
     /// How many downloads began before it.
     number: u64,
 }
 
 impl Download {
-    /// It was asked for, and nobody said yet that it comes.
-    fn unanswered(&self) -> bool {
-        self.transfer & WANTED != 0 && !self.started
+    /// It was asked for and nobody said yet that it comes, or only a stranger did.
+    fn is_uncertain(&self) -> bool {
+        !self.vouched || (self.transfer & WANTED != 0 && !self.started)
     }
 }
 
@@ -99,8 +101,7 @@ impl Requests {
 
     pub fn tables(&self, policy: &Policy) -> [Table; 6] {
         // The least transfers weigh an eighth; pulls are not weighed.
-        let downloads =
-            (policy.downloads + policy.downloads_extra + policy.downloads_origin) * WHOLE + 2 * policy.pulls;
+        let downloads = policy.most_accepted() * WHOLE + 2 * policy.pulls;
         [
             Table::new("transfers awaited", self.downloads.len(), downloads),
             Table::new("demands", self.demands.len(), MAX_DEMANDS),
@@ -130,11 +131,11 @@ impl Requests {
         })
     }
 
-    /// Blocks of a chunk that may not come although they are awaited: they were asked for without an answer yet, or lost
-    /// before. They must not be told or offered to others: if all who ask for a block say that it comes, everybody thinks
-    /// that the others have it, and its source sends it to nobody.
+    /// Blocks of a chunk that may not come although they are awaited: they were asked for without an answer yet, promised
+    /// by a stranger among liars, or lost before. They must not be told or offered to others: if all who ask for a block
+    /// say that it comes, everybody thinks that the others have it, and its source sends it to nobody.
     pub fn uncertain(&self, chunk: ChunkId) -> Bits {
-        let asked = self.downloads.iter().filter(|d| d.unanswered());
+        let asked = self.downloads.iter().filter(|d| d.is_uncertain());
         let lost = self.lost.get(&chunk).copied().unwrap_or_default();
         asked.flat_map(|d| by_chunk(d.run)).filter(|(of, _)| *of == chunk).fold(lost, |all, (_, bits)| all.or(&bits))
     }
@@ -160,7 +161,7 @@ impl Requests {
     pub fn awaits(&self, block: BlockId, begun: u64, trusted: impl Fn(LinkId) -> bool) -> bool {
         self.downloads.iter().any(|d| {
             let brings = d.run.object == block.object && (d.run.first..d.run.end()).contains(&block.index);
-            brings && !d.unanswered() && (d.number < begun || trusted(d.link))
+            brings && !d.is_uncertain() && (d.number < begun || trusted(d.link))
         })
     }
 
@@ -191,9 +192,7 @@ impl Node {
             return self.refuse_peer(id);
         }
         let from_origin = self.links.get(&id).is_some_and(|link| link.origin);
-        let most = self.policy.downloads
-            + self.policy.downloads_extra
-            + if from_origin { self.policy.downloads_origin } else { 0 };
+        let most = self.policy.accepted(self.gossip.best_rate(), from_origin);
         // A stranger may offer and never send: it holds one place, not all of them.
         let owed = self.requests.downloads.iter().filter(|d| d.link == id && d.transfer & WANTED == 0).count();
         if self.links.get(&id).is_some_and(|link| owed >= link.allowance()) {
@@ -270,15 +269,16 @@ impl Node {
             return false;
         }
         self.pin(segment.chunk(), blocks);
-        if transfer & WANTED == 0 {
+        let vouched = !self.is_wary() || self.links.get(&link).is_some_and(|link| !link.is_unknown());
+        if transfer & WANTED == 0 && vouched {
             self.tell_awaited(run);
         }
         let now = self.now;
         let number = self.requests.begun;
         self.requests.begun += 1;
         let weight = self.weight(run);
-        let download =
-            Download { link, transfer, run, weight, began: now, last: now, advanced: now, started: false, number };
+        let (began, last, advanced, started) = (now, now, now, false);
+        let download = Download { link, transfer, run, weight, began, last, advanced, started, vouched, number };
         self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true

@@ -4,6 +4,7 @@ use super::*;
 use crate::keys::OriginKey;
 use crate::wire::frame::{NodeId, State, WANTED};
 
+mod liars;
 mod replica;
 
 const SIZE: u64 = 64 << 20;
@@ -114,6 +115,7 @@ fn a_block_lost_and_awaited_anew_is_not_passed_on_by_the_old_offer() {
         let first = bench.link(2, false, vec![]);
         let second = bench.link(3, false, vec![]);
         let child = bench.link(4, false, vec![run(0, 1024)]);
+        [first, second].into_iter().for_each(|source| bench.node.note_good_block(source));
         bench.read_on();
         let outputs = bench.frame(first, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
         let id = offer_to(&outputs, child).expect("what is awaited is offered on");
@@ -152,6 +154,7 @@ fn a_block_that_did_not_come_is_not_passed_on_before_it_is_here() {
     let first = bench.link(2, false, vec![]);
     let second = bench.link(3, false, vec![]);
     let child = bench.link(4, false, vec![run(0, 1024)]);
+    [first, second].into_iter().for_each(|source| bench.node.note_good_block(source));
     bench.read_on();
     let outputs = bench.frame(first, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
     assert!(offered(&outputs, child).contains(&run(0, 2)), "{outputs:?}");
@@ -471,6 +474,7 @@ fn an_offer_that_nobody_answers_is_withdrawn_and_its_late_acceptance_aborted() {
     let mut bench = Bench::new();
     let source = bench.link(2, false, vec![]);
     let idler = bench.link(3, false, vec![run(0, 1024)]);
+    bench.node.note_good_block(source);
     bench.read_on();
     let outputs = bench.frame(source, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
     let id = offer_to(&outputs, idler).expect("what is awaited is offered on");

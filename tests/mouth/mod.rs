@@ -12,6 +12,8 @@ use swarmfs::chunk::Run;
 use swarmfs::wire::deframe::{Deframer, Piece};
 use swarmfs::wire::frame::{DataHeader, Frame, Hello, State, data_header};
 
+pub mod ill;
+
 /// A connection whose other end is a node.
 pub struct Mouth {
     stream: TcpStream,
@@ -60,6 +62,15 @@ pub fn ends(stream: &mut TcpStream, limit: Duration) -> bool {
 }
 
 impl Mouth {
+    /// The same where nobody may listen.
+    pub fn reach(to: SocketAddr, hello: Hello) -> std::io::Result<Mouth> {
+        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+        stream.set_write_timeout(Some(Duration::from_millis(200)))?;
+        let mut mouth = Mouth { stream, deframer: Deframer::default(), open: true };
+        mouth.say(&Frame::Hello(hello));
+        Ok(mouth)
+    }
+
     /// A connection that has greeted.
     pub fn greet(to: SocketAddr, hello: Hello) -> Mouth {
         let mut mouth = Mouth { stream: connect(to, &[]), deframer: Deframer::default(), open: true };
@@ -79,6 +90,18 @@ impl Mouth {
         use std::io::ErrorKind::{TimedOut, WouldBlock};
         if let Err(error) = self.stream.write_all(bytes) {
             self.open &= matches!(error.kind(), WouldBlock | TimedOut);
+        }
+    }
+
+    /// Writes to somebody who reads late, and hears him meanwhile.
+    pub fn pour(&mut self, mut bytes: &[u8], stop: &AtomicBool) {
+        use std::io::ErrorKind::{TimedOut, WouldBlock};
+        while !bytes.is_empty() && self.open && !stop.load(Ordering::Relaxed) {
+            match self.stream.write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) => self.open = matches!(error.kind(), WouldBlock | TimedOut),
+            }
+            self.hear(Duration::ZERO);
         }
     }
 
@@ -146,6 +169,11 @@ impl Talker {
             }
         });
         Talker { address, stop, thread: Some(thread), beside: None }
+    }
+
+    /// The other side has ended it.
+    pub fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
     }
 }
 

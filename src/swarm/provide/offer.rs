@@ -33,7 +33,7 @@ impl Node {
             if queued >= limit || takers == 0 {
                 return;
             }
-            let per_link = (self.policy.per_link * WHOLE).max(limit.div_ceil(takers));
+            let per_link = (self.policy.per_link(self.gossip.rate()) * WHOLE).max(limit.div_ceil(takers));
             let pick = if self.me.origin { self.pick_first_copy(per_link) } else { self.pick(per_link) };
             let Some((id, runs)) = pick else { return };
             if self.me.origin {

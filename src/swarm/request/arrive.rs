@@ -8,9 +8,12 @@ use crate::swarm::{LinkId, Node, Output, Time};
 use crate::wire::frame::{Frame, WANTED};
 
 impl Node {
-    /// Asks for a header that is needed and neither here nor on its way.
+    /// Asks for a header that is needed and neither here nor on its way. What only a stranger was asked for is asked for
+    /// again: all blocks of the segment wait for it, whoever brings them.
     pub(super) fn ask_header(&mut self, id: LinkId, segment: SegmentId) {
-        if self.store.has_header(segment) || self.requests.headers.contains_key(&segment) {
+        let known = |id: &LinkId| self.links.get(id).is_some_and(|link| !link.is_stranger());
+        let comes = self.requests.headers.get(&segment).is_some_and(|(asked, _)| known(asked) || !known(&id));
+        if comes || self.store.has_header(segment) {
             return;
         }
         self.requests.headers.insert(segment, (id, self.now));
@@ -37,10 +40,11 @@ impl Node {
                 && !link.is_doubted(self.now)
                 && link.taken(segment.chunk()).segment(index) != 0
         });
-        let holders: Vec<LinkId> = holders.map(|(id, _)| *id).collect();
-        let origins = self.links.iter().filter(|(_, link)| link.greeted && link.origin).map(|(id, _)| *id);
-        let origin = origins.min_by_key(|id| *id == not);
-        if let Some(id) = self.rng.choice(holders).or(origin) {
+        let (known, strangers): (Vec<_>, Vec<_>) = holders.partition(|(_, link)| !link.is_stranger());
+        let origins = self.links.iter().filter(|(_, link)| link.greeted && link.origin);
+        let origin = origins.min_by_key(|(id, link)| (!link.is_proven(), **id == not)).map(|(id, _)| *id);
+        let known = self.rng.choice(known).map(|(id, _)| *id);
+        if let Some(id) = known.or(origin).or_else(|| self.rng.choice(strangers).map(|(id, _)| *id)) {
             self.ask_header(id, segment);
         }
     }
@@ -78,16 +82,31 @@ impl Node {
             link.last_data = now;
         }
         if let Some(download) = self.requests.downloads.iter_mut().find(|d| d.link == id && d.transfer == transfer) {
-            let answered = download.unanswered();
+            let answered = download.is_uncertain();
             download.last = now;
             if !download.started {
                 download.advanced = now;
             }
             download.started = true;
             let run = download.run;
-            if answered {
+            if answered && !download.is_uncertain() {
                 self.tell_awaited(run);
             }
+        }
+    }
+
+    /// A stranger brought a good block, or proved that it is the origin: what else is awaited of it can be counted on.
+    pub(in crate::swarm) fn vouch_for(&mut self, id: LinkId) {
+        let unvouched = self.requests.downloads.iter_mut().filter(|download| download.link == id && !download.vouched);
+        let mut certain = Vec::new();
+        for download in unvouched {
+            download.vouched = true;
+            if !download.is_uncertain() {
+                certain.push(download.run);
+            }
+        }
+        for run in certain {
+            self.tell_awaited(run);
         }
     }
 
@@ -103,6 +122,7 @@ impl Node {
         self.store.touch(block.chunk());
         if fresh {
             self.note_good_block(id);
+            self.vouch_for(id);
             if self.requests.found(block) {
                 self.tell_taken(Run { object: block.object, first: block.index, count: 1 });
             }
@@ -213,7 +233,7 @@ impl Node {
         for download in &self.requests.downloads {
             let limit = self.policy.silence;
             let link = self.links.get(&download.link);
-            let stranger = link.is_some_and(|link| link.allowance() == 1);
+            let stranger = link.is_some_and(Link::is_stranger);
             let (since, limit) = if download.started {
                 (download.last, limit)
             } else if stranger {

@@ -128,7 +128,7 @@ impl Node {
         let busy = |id: LinkId| self.requests.downloads.iter().filter(|d| d.link == id).count();
         let free = |id: LinkId| !self.requests.refused.contains_key(&(id, segment));
         let origins = self.links.iter().filter(|(id, link)| link.greeted && link.origin && free(**id));
-        let origin = origins.min_by_key(|(_, link)| link.record.broken).map(|(id, _)| *id);
+        let origin = origins.min_by_key(|(_, link)| (!link.is_proven(), link.record.broken)).map(|(id, _)| *id);
         // What a stranger says it has is believed where nobody else is there, or by who jumps about: an origin alone would
         // have to serve all of those.
         let believes = origin.is_none() || !self.requests.in_window(chunk).get(block);
