@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 44] = [
+const CHANGES: [(&str, Change); 46] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("nothing pinned", |p| p.pinned = 0),
@@ -147,6 +147,8 @@ const CHANGES: [(&str, Change); 44] = [
     ("window of 32 MiB", |p| p.window_blocks = 2 * BLOCKS_PER_CHUNK),
     ("window of 96 MiB", |p| p.window_blocks = 6 * BLOCKS_PER_CHUNK),
     ("cache of 4 chunks", |p| (p.budget_blocks, p.window_blocks) = (4 * BLOCKS_PER_CHUNK, 1228)),
+    ("strangers are trusted", |p| p.trusts = [true; 3]),
+    ("strangers are not trusted", |p| p.trusts = [false; 3]),
     ("silence is not noticed", |p| p.hush = [p.silence; 3]),
     ("noticed after 0.15 s", |p| p.hush = [150_000; 3]),
     ("noticed after 0.4 s", |p| p.hush = [400_000; 3]),

@@ -55,7 +55,7 @@ fn check(world: &World, size: u64) {
 }
 
 /// 128 nodes, 30 % of them of each kind in turn: nobody gets a wrong byte, and all finish. (What a liar promised is waited
-/// for once, which is a second or so: much of a reading of 1.4 s, little of a long one. Measured: 4.37 x, 1.87 copies.)
+/// for once, which is half a second or so: much of a reading of 1.4 s, little of a long one. Measured: 1.69 x, 1.004 copies.)
 #[test]
 fn readers_among_many_that_mean_ill_are_right_and_in_time() {
     let (size, rate) = (16 * MIB, mbit(100));
@@ -66,10 +66,10 @@ fn readers_among_many_that_mean_ill_are_right_and_in_time() {
     let copies = world.hosts[0].count.data_sent as f64 / size as f64;
     let ideal = size as f64 * 1.0456 / rate as f64;
     let time = times(&world).0 / ideal;
-    assert!(time < 5.0 && copies < 2.0, "{time:.3} x ideal, {copies:.3} copies");
+    assert!(time < 2.5 && copies < 1.2, "{time:.3} x ideal, {copies:.3} copies");
 }
 
-/// Each kind alone, a quarter of all: none stops anybody, whatever it costs. (The dearest sends a byte now and then: 6.3 s.)
+/// Each kind alone, a quarter of all: none stops anybody, whatever it costs. (The dearest: 2.8 s.)
 #[test]
 fn a_quarter_of_any_kind_stops_nobody() {
     for conduct in Conduct::ALL {
@@ -78,7 +78,7 @@ fn a_quarter_of_any_kind_stops_nobody() {
         world.run(10 * SECOND);
         check(&world, size);
         let took = times(&world).0;
-        assert!(took < 8.0, "{conduct:?}: {took:.3} s instead of 0.4");
+        assert!(took < 4.0, "{conduct:?}: {took:.3} s instead of 0.4");
     }
 }
 

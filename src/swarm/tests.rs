@@ -185,6 +185,7 @@ fn what_a_silent_neighbour_owes_is_taken_from_another_and_the_link_stays() {
     let mut bench = Bench::new();
     let silent = bench.link(2, false, vec![]);
     let other = bench.link(3, false, vec![]);
+    bench.node.note_good_block(silent);
     bench.read_on();
     bench.frame(silent, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
     let mut outputs = Vec::new();

@@ -39,9 +39,8 @@ const PROOF: u64 = 3_000_000;
 /// honest node may live at the same address.
 const MANY_NAMES: usize = 16;
 const SELDOM: u64 = 1_000_000;
-/// How long after somebody who never brought anything good lied or broke a promise a node passes on no stranger's. (If it
-/// never did, the last of 32 readers at 25 Mbit/s would take 1.09 instead of 1.07 of the ideal time: at the start all are
-/// strangers.)
+/// How long after somebody who never brought anything good lied or broke a promise a node passes on no stranger's, where it
+/// otherwise would.
 const WARY: u64 = 60_000_000;
 /// Peers avoided at once. More names than that are one liar with many.
 const MAX_AVOIDED: usize = 1024;
@@ -129,7 +128,7 @@ impl Node {
 
     /// What strangers promise is not passed on.
     pub(super) fn is_wary(&self) -> bool {
-        self.now < self.trust.wary_until
+        self.now < self.trust.wary_until || !self.policy.trusts(self.gossip.best_rate())
     }
 
     fn beware_after(&mut self, id: LinkId) {

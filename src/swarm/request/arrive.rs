@@ -237,7 +237,7 @@ impl Node {
             let (since, limit) = if download.started {
                 (download.last, limit)
             } else if stranger {
-                (download.began, 2 * hush)
+                (download.began, hush)
             } else {
                 // It may queue behind others as long as those move, but not for ever. Only an origin that reads its disk
                 // may just talk meanwhile.
@@ -246,7 +246,7 @@ impl Node {
                 (download.began.max(moved.min(download.began.plus(3 * limit))), 2 * limit)
             };
             // Bytes that never make a block are no progress either.
-            let crawl = if stranger { 4 * hush } else { CRAWL };
+            let crawl = if stranger { 2 * hush } else { CRAWL };
             let crawls = download.started && now.since(download.advanced) > crawl;
             if crawls || now.since(since) > limit {
                 stalled.push((download.link, download.transfer));
