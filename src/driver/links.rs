@@ -283,7 +283,8 @@ async fn read_loop(core: Handle, link: LinkId, stream: OwnedReadHalf, mut opener
                         None => deframe(&scratch[..len]),
                     };
                     core.room = room;
-                    too_much = talk.note(len.saturating_sub(data_bytes), frames, Instant::now());
+                    let allowed = core.node.talk_allowed(link);
+                    too_much = talk.note(len.saturating_sub(data_bytes), frames, allowed, Instant::now());
                     core.statistics.throttled += u64::from(too_much.is_some());
                     if let Err(error) = taken {
                         core.on_malformed(link, error);

@@ -17,9 +17,8 @@ const OF_ALL: u32 = 4_000;
 const OF_ALL_SAVED: u32 = 8_000;
 /// Addresses remembered; the one that was silent longest is forgotten, and begins anew.
 const MOST_ADDRESSES: usize = 1024;
-/// Bytes of talk a second, and saved up: ten times what the busiest link at 10 Gbit/s says.
-const TALK: u64 = 2 << 20;
-const TALK_SAVED: u64 = 8 << 20;
+/// How much of its talk a link may save up.
+const TALK_SAVED: Duration = Duration::from_secs(1);
 /// What a frame costs beside its bytes.
 const FRAME: u64 = 64;
 
@@ -75,11 +74,11 @@ impl Talk {
         Talk(Allowance(now))
     }
 
-    /// Notes so many bytes in so many frames; how long nothing more is read, if it is too much.
-    pub fn note(&mut self, bytes: usize, frames: usize, now: Instant) -> Option<Duration> {
-        let time = |bytes: u64| Duration::from_nanos(bytes * 1_000_000_000 / TALK);
-        self.0.take(time(bytes as u64 + frames as u64 * FRAME), now);
-        Some(self.0.excess(time(TALK_SAVED), now)).filter(|excess| !excess.is_zero())
+    /// Notes so many bytes in so many frames, of `allowed` bytes a second; how long nothing more is read, if it is too much.
+    pub fn note(&mut self, bytes: usize, frames: usize, allowed: u64, now: Instant) -> Option<Duration> {
+        let cost = (bytes as u64 + frames as u64 * FRAME) * 1_000_000_000 / allowed.max(1);
+        self.0.take(Duration::from_nanos(cost), now);
+        Some(self.0.excess(TALK_SAVED, now)).filter(|excess| !excess.is_zero())
     }
 }
 
@@ -113,9 +112,9 @@ mod tests {
     fn a_link_that_talks_without_end_waits_and_one_that_pauses_does_not() {
         let start = Instant::now();
         let mut talk = Talk::new(start);
-        assert_eq!(talk.note(TALK_SAVED as usize / 2, 10, start), None);
-        let wait = talk.note(TALK_SAVED as usize, 10, start).expect("half of it is too much");
-        assert!((1..=3).contains(&wait.as_secs()), "{wait:?}");
-        assert_eq!(talk.note(100, 1, start + Duration::from_secs(10)), None);
+        assert_eq!(talk.note(500_000, 10, 1_000_000, start), None);
+        let wait = talk.note(2_000_000, 10, 1_000_000, start).expect("more than half of it is too much");
+        assert_eq!(wait.as_millis(), 1_501);
+        assert_eq!(talk.note(100, 1, 1_000_000, start + Duration::from_secs(10)), None);
     }
 }

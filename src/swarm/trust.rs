@@ -39,6 +39,11 @@ const PROOF: u64 = 3_000_000;
 /// honest node may live at the same address.
 const MANY_NAMES: usize = 16;
 const SELDOM: u64 = 1_000_000;
+/// Bytes a second that a neighbour may say beside data: ten times what the busiest link at 10 Gbit/s says; and at least.
+const TALK: u64 = 2 << 20;
+const LEAST_TALK: u64 = 128 << 10;
+/// What a stranger may say of what this node receives: a quarter of a crowd may not fill its link with talk.
+const TALK_OF_RATE: u64 = 64;
 /// How long after somebody who never brought anything good lied or broke a promise a node passes on no stranger's, where it
 /// otherwise would.
 const WARY: u64 = 60_000_000;
@@ -124,6 +129,12 @@ impl Node {
     pub(super) fn refuse_peer(&mut self, id: LinkId) {
         let avoid = if self.is_proven(id) { AVOID_ORIGIN } else { AVOID };
         self.refuse_for(id, avoid);
+    }
+
+    /// Bytes a second that a neighbour may say beside data. Whom an origin sends to never brings it anything.
+    pub fn talk_allowed(&self, id: LinkId) -> u64 {
+        let stranger = !self.me.origin && self.links.get(&id).is_none_or(Link::is_unknown);
+        if stranger { (self.gossip.best_rate() / TALK_OF_RATE).clamp(LEAST_TALK, TALK) } else { TALK }
     }
 
     /// What strangers promise is not passed on.
