@@ -113,7 +113,7 @@ fn three_readers_take_little_more_than_one() {
 
 #[test]
 fn nodes_that_send_to_one_other_at_a_time_all_finish() {
-    for seed in seeds(1..=3) {
+    for seed in seeds(1..=8) {
         let (size, rate) = (32 * MIB, mbit(100));
         let mut world = World::new(seed, Network::default());
         let file = world.tree.add(size, 0);

@@ -71,9 +71,9 @@ pub struct Policy {
     pub hush: [u64; 3],
     /// The same of a link that nobody uses.
     pub silence_idle: u64,
-    /// Whether what strangers promise is passed on before they brought a block, as long as nobody breaks a promise: below 40
-    /// Mbit/s, where a block is long on its way and all are strangers at the start (the last of 32 readers at 25 Mbit/s
-    /// took 1.09 instead of 1.07 of the ideal time), below 480 Mbit/s, above. Before the rate was measured it counts as low.
+    /// Whether what strangers promise is passed on with its first bytes, as long as nobody breaks a promise: below 40 Mbit/s,
+    /// where a block is long on its way and all are strangers at the start (the last of 32 readers at 25 Mbit/s took 1.09
+    /// instead of 1.07 of the ideal time), below 480 Mbit/s, above. Before the rate was measured it counts as low.
     pub trusts: [bool; 3],
     /// A STATE at least this often over a link in use, and over one that is not.
     pub keepalive: [u64; 3],

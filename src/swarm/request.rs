@@ -41,16 +41,29 @@ struct Download {
     /// When it last brought a block that was missing, or else began to bring bytes.
     advanced: Time,
     started: bool,
-    /// Whoever brings it is known to bring what it promises, or nobody broke a promise lately.
-    vouched: bool,
+    sure: Sure,
     /// How many downloads began before it.
     number: u64,
 }
 
+/// When a transfer is counted on, and told and offered on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sure {
+    /// When it was accepted: whoever offered it is known to bring what it promises.
+    Accepted,
+    /// When its first bytes came: it was asked for without an answer, or a stranger promised it.
+    Begun,
+    /// When who promised it brought a good block: it is a stranger, and strangers have broken promises.
+    Vouched,
+}
+
 impl Download {
-    /// It was asked for and nobody said yet that it comes, or only a stranger did.
     fn is_uncertain(&self) -> bool {
-        !self.vouched || (self.transfer & WANTED != 0 && !self.started)
+        match self.sure {
+            Sure::Accepted => false,
+            Sure::Begun => !self.started,
+            Sure::Vouched => true,
+        }
     }
 }
 
@@ -269,8 +282,13 @@ impl Node {
             return false;
         }
         self.pin(segment.chunk(), blocks);
-        let vouched = !self.is_wary() || self.links.get(&link).is_some_and(|link| !link.is_unknown());
-        if transfer & WANTED == 0 && vouched {
+        let unknown = self.links.get(&link).is_none_or(|link| link.is_unknown());
+        let sure = match unknown {
+            true if self.is_wary() => Sure::Vouched,
+            false if transfer & WANTED == 0 => Sure::Accepted,
+            _ => Sure::Begun,
+        };
+        if sure == Sure::Accepted {
             self.tell_awaited(run);
         }
         let now = self.now;
@@ -278,7 +296,7 @@ impl Node {
         self.requests.begun += 1;
         let weight = self.weight(run);
         let (began, last, advanced, started) = (now, now, now, false);
-        let download = Download { link, transfer, run, weight, began, last, advanced, started, vouched, number };
+        let download = Download { link, transfer, run, weight, began, last, advanced, started, sure, number };
         self.requests.downloads.push(download);
         self.out.push_back(Output::Receive { link, transfer, run, size });
         true

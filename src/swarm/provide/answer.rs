@@ -72,7 +72,7 @@ impl Node {
                     self.note_lost(id, run);
                 }
             }
-            self.break_promise(id);
+            self.note_unanswered(id);
             self.refill = true;
         }
     }

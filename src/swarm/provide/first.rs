@@ -33,7 +33,7 @@ impl Node {
             let open = link.greeted
                 && link.known
                 && !link.origin
-                && !link.is_doubted(self.now)
+                && !link.is_deaf(self.now)
                 && link.room > -((self.policy.downloads_origin * WHOLE) as i32);
             if !open || link.offered() >= per_link {
                 continue;

@@ -22,7 +22,7 @@ impl Node {
         loop {
             let now = self.now;
             let open = |link: &Link| {
-                link.greeted && link.known && !link.origin && !link.window.is_empty() && !link.is_doubted(now)
+                link.greeted && link.known && !link.origin && !link.window.is_empty() && !link.is_deaf(now)
             };
             let (mut queued, mut takers) = (0, 0usize);
             for link in self.links.values().filter(|link| !link.hushed) {
@@ -65,7 +65,7 @@ impl Node {
     pub(super) fn pick(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
         let mut best: Option<(u64, u32, LinkId)> = None;
         for (id, link) in &self.links {
-            let open = link.greeted && link.known && !link.origin && link.room > 0 && !link.is_doubted(self.now);
+            let open = link.greeted && link.known && !link.origin && link.room > 0 && !link.is_deaf(self.now);
             if !open || link.queue() >= per_link || link.window.is_empty() {
                 continue;
             }

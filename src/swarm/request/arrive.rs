@@ -1,6 +1,6 @@
 //! What arrives of the transfers under way, what does not, and the headers that they need.
 
-use super::{CRAWL, Download, HEADER_PATIENCE, REFUSED, segment_bits, segment_of};
+use super::{CRAWL, Download, HEADER_PATIENCE, REFUSED, Sure, segment_bits, segment_of};
 use crate::chunk::{BlockId, Run, SEGMENTS_PER_CHUNK, SegmentId};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::{Link, by_chunk};
@@ -97,10 +97,9 @@ impl Node {
 
     /// A stranger brought a good block, or proved that it is the origin: what else is awaited of it can be counted on.
     pub(in crate::swarm) fn vouch_for(&mut self, id: LinkId) {
-        let unvouched = self.requests.downloads.iter_mut().filter(|download| download.link == id && !download.vouched);
         let mut certain = Vec::new();
-        for download in unvouched {
-            download.vouched = true;
+        for download in self.requests.downloads.iter_mut().filter(|d| d.link == id && d.is_uncertain()) {
+            download.sure = if download.transfer & WANTED == 0 { Sure::Accepted } else { Sure::Begun };
             if !download.is_uncertain() {
                 certain.push(download.run);
             }
