@@ -42,8 +42,10 @@ const SELDOM: u64 = 1_000_000;
 /// Bytes a second that a neighbour may say beside data: ten times what the busiest link at 10 Gbit/s says; and at least.
 const TALK: u64 = 2 << 20;
 const LEAST_TALK: u64 = 128 << 10;
-/// What a stranger may say of what this node receives: a quarter of a crowd may not fill its link with talk.
-const TALK_OF_RATE: u64 = 64;
+/// What a stranger may say of what a reader receives, and anybody of what an origin sends: a quarter of a crowd may not fill
+/// a link with talk. Whom an origin sends small files to has more to say.
+const TALK_TO_READER: u64 = 64;
+const TALK_TO_ORIGIN: u64 = 16;
 /// How long after somebody who never brought anything good lied or broke a promise a node passes on no stranger's, where it
 /// otherwise would.
 const WARY: u64 = 60_000_000;
@@ -141,8 +143,12 @@ impl Node {
 
     /// Bytes a second that a neighbour may say beside data. Whom an origin sends to never brings it anything.
     pub fn talk_allowed(&self, id: LinkId) -> u64 {
-        let stranger = !self.me.origin && self.links.get(&id).is_none_or(Link::is_unknown);
-        if stranger { (self.gossip.best_rate() / TALK_OF_RATE).clamp(LEAST_TALK, TALK) } else { TALK }
+        let share = match self.links.get(&id) {
+            _ if self.me.origin => TALK_TO_ORIGIN,
+            Some(link) if !link.is_unknown() => return TALK,
+            _ => TALK_TO_READER,
+        };
+        (self.gossip.best_rate() / share).clamp(LEAST_TALK, TALK)
     }
 
     /// What strangers promise is not passed on.
