@@ -94,8 +94,9 @@ fn a_line_of_fstab_is_mounted_once_by_whatever_asks_for_it() {
     must_end(node, &format!("mount {MOUNT}"), 0, &[]);
     is_mounted_once(node, "images:");
     // In use: only `umount -l` takes it away, and its node ends when its user does.
-    let user = node.spawn("sh", &["-c", &format!("cd {MOUNT} && sleep 1000")]);
-    wait_until(SOON, "the mount is in use", || (!sh(node, &format!("umount {MOUNT}")).status.success()).then_some(()));
+    let user = node.spawn("sh", &["-c", &format!("cd {MOUNT} && touch /run/inside && sleep 1000")]);
+    wait_until(SOON, "the mount is in use", || node.path("/run/inside").exists().then_some(()));
+    must_end(node, &format!("umount {MOUNT}"), 32, &["busy"]);
     must_end(node, &format!("umount -l {MOUNT}"), 0, &[]);
     assert_eq!(mounts(node), []);
     drop(user);

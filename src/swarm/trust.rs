@@ -37,14 +37,14 @@ const CREDIBLE: u64 = 3_000_000;
 const PROOF: u64 = 3_000_000;
 /// So many names avoided at one address are one liar with many, who is let in again this seldom. It is not kept out: an
 /// honest node may live at the same address.
-const MANY_NAMES: usize = 16;
+const MANY_NAMES: usize = 4;
 const SELDOM: u64 = 1_000_000;
 /// Bytes a second that a neighbour may say beside data: ten times what the busiest link at 10 Gbit/s says; and at least.
 const TALK: u64 = 2 << 20;
-const LEAST_TALK: u64 = 128 << 10;
+const LEAST_TALK: u64 = 64 << 10;
 /// What a stranger may say of what a reader receives, and anybody of what an origin sends: a quarter of a crowd may not fill
 /// a link with talk. Whom an origin sends small files to has more to say.
-const TALK_TO_READER: u64 = 64;
+const TALK_TO_READER: u64 = 128;
 const TALK_TO_ORIGIN: u64 = 16;
 /// How long after somebody who never brought anything good lied or broke a promise a node passes on no stranger's, where it
 /// otherwise would.
