@@ -2,7 +2,7 @@
 //!
 //! It has a thread of its own, so that summing and copying a chunk delays nobody. It ends with its handle.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
@@ -68,11 +68,17 @@ impl Server {
             let serve = async move {
                 let socket = UdpSocket::from_std(socket)?;
                 let desk = RefCell::new(Desk::new(limits, seed));
-                let shop = Rc::new(Shop { shelf, desk, began: Instant::now(), counts: counted });
+                let calling = Cell::new(0);
+                let shop = Rc::new(Shop { shelf, desk, began: Instant::now(), counts: counted, calling });
                 tokio::select! {
-                    () = shop.serve(socket) => Ok(()),
-                    () = stopped.notified() => Ok(()),
+                    () = shop.clone().serve(socket) => {}
+                    () = stopped.notified() => {}
                 }
+                // A connection that ends before its header came ends an original.
+                while shop.calling.get() > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(())
             };
             let served: io::Result<()> = tokio::task::LocalSet::new().block_on(&runtime, serve);
             if let Err(error) = served {
@@ -114,12 +120,23 @@ fn hear() -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
+/// A connection over which the header is on its way.
+async fn call(to: Ipv4Addr, header: &[u8]) -> io::Result<TcpStream> {
+    let mut stream = timeout(CONNECT, TcpStream::connect((to, PORT))).await??;
+    sockets::tune(&stream)?;
+    sockets::limit_unsent(&stream, UNSENT)?;
+    timeout(STALL, stream.write_all(header)).await??;
+    Ok(stream)
+}
+
 /// What the server's tasks share.
 struct Shop<S> {
     shelf: S,
     desk: RefCell<Desk>,
     began: Instant,
     counts: Arc<Counts>,
+    /// Connections whose header is not written yet.
+    calling: Cell<usize>,
 }
 
 impl<S: Shelf> Shop<S> {
@@ -225,10 +242,10 @@ impl<S: Shelf> Shop<S> {
         left: &mut u64,
     ) -> io::Result<()> {
         let header = Header::of(body.iter().map(|part| &part[..])).encode(request);
-        let mut stream = timeout(CONNECT, TcpStream::connect((to, PORT))).await??;
-        sockets::tune(&stream)?;
-        sockets::limit_unsent(&stream, UNSENT)?;
-        timeout(STALL, stream.write_all(&header)).await??;
+        self.calling.update(|calling| calling + 1);
+        let called = call(to, &header).await;
+        self.calling.update(|calling| calling - 1);
+        let mut stream = called?;
         let begin = tokio::time::Instant::now();
         let mut written = 0;
         for piece in body.iter().flat_map(|part| part.chunks(PIECE)) {
