@@ -53,7 +53,7 @@ enum Sure {
     Accepted,
     /// When its first bytes came: it was asked for without an answer, or a stranger promised it.
     Begun,
-    /// When who promised it brought a good block: it is a stranger, and strangers have broken promises.
+    /// When who promised it brought a good block: it is a stranger, and this node is wary of them.
     Vouched,
 }
 

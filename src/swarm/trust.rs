@@ -151,7 +151,8 @@ impl Node {
         (self.gossip.best_rate() / share).clamp(LEAST_TALK, TALK)
     }
 
-    /// What strangers promise is not passed on.
+    /// What strangers promise is passed on only with a good block: somebody lied lately, or the link is so fast that waiting
+    /// for one costs nothing.
     pub(super) fn is_wary(&self) -> bool {
         self.now < self.trust.wary_until || !self.policy.trusts(self.gossip.best_rate())
     }
