@@ -255,9 +255,11 @@ fn while_mounted(lab: &Lab, tree: &std::path::Path, origin: &mut Running, table:
     wait_until(SOON, "somebody uses the mount", || user.log().contains("inside").then_some(()));
     table.fails(node, "umount /mnt", "\"/mnt\" is in use");
     user.kill();
-    node.sh(SOON, "stat /mnt/changed /mnt/waits");
-    std::fs::write(tree.join("changed"), "in place").unwrap();
-    table.shown(node, "cat /mnt/changed", "Stale file handle");
+    node.sh(SOON, "stat /mnt/waits");
+    // Open before the change: whoever comes after it may be shown the new version.
+    let written = tree.join("changed");
+    let late = format!("exec 3< /mnt/changed && echo in place > {} && cat <&3", written.display());
+    table.shown(node, &late, "Stale file handle");
 
     node.sh(SOON, &format!("mkdir /run/soft; {} mount images: /run/soft -o soft,timeo=1s", program()));
     node.sh(SOON, "stat /run/soft/gives-up");
