@@ -351,6 +351,9 @@ fn what_is_asked_of_a_mount_without_its_files_is_answered_at_once_with_everythin
     equip(node, &format!("images: {MOUNT} swarmfs defaults 0 0"));
     must_end(node, "mount -a", 0, &[]);
     lab.cut(node);
+    // Somebody waits for what nobody can bring; all others go by.
+    let mut reader = node.spawn("cat", &[&format!("{MOUNT}/hello")]);
+    wait_until(SOON, "it has the file open", || has_open(&reader, "hello").then_some(()));
     let program = swarm::program();
     for line in [
         format!("df {MOUNT}"),
@@ -360,11 +363,20 @@ fn what_is_asked_of_a_mount_without_its_files_is_answered_at_once_with_everythin
         "ls -l /run".to_owned(),
         format!("{} status", program.display()),
     ] {
-        // A second: these take milliseconds, and whatever waits for the network waits for ever here.
+        // These take milliseconds, and whatever waits for the network waits for ever here.
         let output = sh(node, &format!("timeout 5 {line}"));
         assert!(output.status.success(), "{line}: {}", complaint(&output));
     }
+    assert!(reader.has_ended().is_none(), "the reader waits: {}", reader.log());
+    reader.signal("KILL");
+    reader.wait(SOON);
     must_end(node, &format!("umount {MOUNT}"), 0, &[]);
+}
+
+/// Whether a program got as far as having this file open.
+fn has_open(running: &Running, name: &str) -> bool {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", running.pid())).into_iter().flatten().flatten();
+    open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|file| file.ends_with(name))
 }
 
 /// What another local user can do with root's mount.

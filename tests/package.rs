@@ -95,6 +95,49 @@ fn make_install_puts_each_file_in_its_place_and_uninstall_takes_it_away() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Debian's package and `make install` bring the same: what one of them forgets is found here.
+#[test]
+fn the_package_has_each_file_that_make_install_has() {
+    let manifest = read("Cargo.toml");
+    let (_, assets) = manifest.split_once("\nassets = [\n").expect("the package's files are listed");
+    // Each line has a source, a place and a mode, in quotation marks.
+    let packed: Vec<(&str, &str)> = assets
+        .lines()
+        .take_while(|line| *line != "]")
+        .map(|line| line.split('"').skip(1).step_by(2).collect::<Vec<_>>())
+        .map(|fields| (fields[0], fields[1]))
+        .collect();
+    let place = tempfile::tempdir().unwrap();
+    make("install", place.path());
+    for installed in files_below(place.path()) {
+        let installed = installed.strip_prefix(place.path()).unwrap().to_str().unwrap();
+        // A distribution whose /sbin is a link to /usr/sbin.
+        let installed = installed.strip_prefix("sbin/").map_or(installed.to_owned(), |name| format!("usr/sbin/{name}"));
+        let (directory, name) = installed.rsplit_once('/').unwrap();
+        let is_packed = packed.iter().any(|(source, target)| match target.strip_suffix('/') {
+            Some(target) => target == directory && matches(source.rsplit('/').next().unwrap(), name),
+            None => *target == installed.as_str(),
+        });
+        assert!(is_packed, "{installed} is not in the package");
+    }
+    for (source, _) in packed.iter().filter(|(source, _)| !source.starts_with("target/")) {
+        let (directory, pattern) = source.rsplit_once('/').unwrap_or((".", source));
+        let there = std::fs::read_dir(root().join(directory)).unwrap().flatten();
+        let some = there.filter_map(|entry| entry.file_name().into_string().ok()).any(|name| matches(pattern, &name));
+        assert!(some, "{source} is not there to be packed");
+    }
+}
+
+/// Whether a name is one of those that a pattern with stars stands for.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name
+            .strip_prefix(start)
+            .is_some_and(|name| name.char_indices().any(|(at, _)| matches(rest, &name[at..])) || rest.is_empty()),
+    }
+}
+
 #[test]
 fn the_services_are_understood_and_sandboxed() {
     let place = tempfile::tempdir().unwrap();
