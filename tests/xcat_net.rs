@@ -104,8 +104,11 @@ fn nothing_that_kills_an_original_passes_in_a_run_of_everything() {
     let seen = watch.stop();
     // What the original client does itself is not ours to judge: it helps out with headers alone.
     let originals = [3, 4].map(|host| format!("{} to ", lab.host(host).address()));
-    let deadly: Vec<&String> =
-        seen.deadly.iter().filter(|what| !originals.iter().any(|original| what.starts_with(original))).collect();
+    // Nor is what `xcat` breaks off when it has its file: an original takes an early end as it takes those of its kind.
+    let xcat = format!("{} to ", lab.host(5).address());
+    let broken_off = |what: &str| what.starts_with(&xcat) && what.contains("bytes instead of");
+    let own = |what: &str| originals.iter().any(|original| what.starts_with(original));
+    let deadly: Vec<&String> = seen.deadly.iter().filter(|what| !own(what) && !broken_off(what)).collect();
     assert!(deadly.is_empty(), "{deadly:#?}");
     assert!(seen.requests > 20 && seen.answers > 15, "{} requests, {} answers", seen.requests, seen.answers);
 }
