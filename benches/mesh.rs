@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 46] = [
+const CHANGES: [(&str, Change); 47] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("nothing pinned", |p| p.pinned = 0),
@@ -157,6 +157,7 @@ const CHANGES: [(&str, Change); 46] = [
     ("256 KiB unsent", |p| p.unsent = [256 << 10; 2]),
     ("512 KiB unsent", |p| p.unsent = [512 << 10; 2]),
     ("STATE every 2 ms", |p| p.coalesce = [2_000; 3]),
+    ("STATE every 5 ms", |p| p.coalesce = [5_000; 3]),
     ("STATE every 10 ms", |p| p.coalesce = [10_000; 3]),
     ("STATE every 20 ms", |p| p.coalesce = [20_000; 3]),
 ];

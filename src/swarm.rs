@@ -348,8 +348,10 @@ impl Node {
     /// `me` is what this node says of itself; `seed` decides all its chances.
     pub fn new(policy: Policy, me: Hello, seed: u64, now: Time) -> Node {
         let store = Store::new(policy.budget_blocks);
+        let mut rng = fastrand::Rng::with_seed(seed);
         Node {
-            rng: fastrand::Rng::with_seed(seed),
+            gossip: gossip::Gossip::new(now, &mut rng),
+            rng,
             now,
             store,
             sizes: BTreeMap::new(),
@@ -357,7 +359,6 @@ impl Node {
             links: BTreeMap::new(),
             next_link: 0,
             requests: Requests::default(),
-            gossip: gossip::Gossip::new(now),
             provide: provide::Provide::default(),
             pages: PageDesk::new(policy.page_budget),
             trust: Trust::default(),
@@ -454,7 +455,10 @@ impl Node {
     /// When `Input::Tick` is due.
     pub fn next_tick(&self) -> Time {
         let idle = self.requests.is_idle() && self.provide.is_idle() && self.links.values().all(|link| link.is_idle());
-        let tick = self.gossip.last_tick.plus(if idle { self.policy.idle_tick } else { self.policy.tick });
+        let mut tick = self.gossip.last_tick.plus(if idle { self.policy.idle_tick } else { self.policy.tick });
+        if !self.me.origin && !self.has_origin() {
+            tick = tick.min(self.gossip.next_look());
+        }
         if self.gossip.dirty() { tick.min(self.gossip.publish_due()) } else { tick }
     }
 

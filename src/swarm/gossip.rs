@@ -24,7 +24,9 @@ use slide::slide;
 const MAX_KNOWN: usize = 2048;
 /// Blocks between two positions that let one serve the other: half a cache of eight chunks.
 const NEAR: u64 = 4 * BLOCKS_PER_CHUNK as u64;
-const FIRST_JOIN: u64 = 100_000;
+pub const FIRST_JOIN: u64 = 100_000;
+/// The first waits for up to this: those of a thousand that start together would fill every switch port's queue.
+const SCATTER: u64 = 20_000;
 const LAST_JOIN: u64 = 2_000_000;
 /// Chunks of which everything is told in each report, and how often it is told of more: a cache full of small files has
 /// thousands.
@@ -132,7 +134,8 @@ pub struct Gossip {
 }
 
 impl Gossip {
-    pub fn new(now: Time) -> Gossip {
+    pub fn new(now: Time, rng: &mut fastrand::Rng) -> Gossip {
+        let first_join = now.plus(rng.u64(0..SCATTER));
         Gossip {
             last_tick: now,
             began: now,
@@ -147,11 +150,11 @@ impl Gossip {
             report_owed: false,
             last_publish: now,
             coalesce: 10_000,
-            next_join: now,
+            next_join: first_join,
             join_pause: FIRST_JOIN,
             asks: 0,
             next_ask: now.plus(250_000),
-            next_meet: now,
+            next_meet: first_join,
             next_head: now,
             asked_head: 0,
             head_pause: HEAD_PAUSE,
@@ -193,8 +196,14 @@ impl Gossip {
         self.last_publish.plus(self.coalesce)
     }
 
-    pub fn origin_lost(&mut self, now: Time) {
-        self.next_join = now;
+    /// When an origin is looked for again.
+    pub fn next_look(&self) -> Time {
+        self.next_join.max(self.next_meet)
+    }
+
+    /// The last origin is lost; all who had it notice that together.
+    pub fn origin_lost(&mut self, look: Time) {
+        self.next_join = look;
         self.join_pause = FIRST_JOIN;
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use super::bits::Bits;
-use super::gossip::MAX_ORIGINS;
+use super::gossip::{FIRST_JOIN, MAX_ORIGINS};
 use super::trust::{Proof, Record};
 use super::{LinkId, Node, Output, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, SegmentId};
@@ -222,7 +222,8 @@ impl Node {
         self.drop_downloads_of(id);
         self.pages.forget_link(id);
         if link.origin {
-            self.gossip.origin_lost(self.now);
+            let look = self.now.plus(self.rng.u64(0..FIRST_JOIN));
+            self.gossip.origin_lost(look);
         }
         self.refill = true;
     }

@@ -18,7 +18,8 @@ pub struct Policy {
     /// Blocks in the longest piece, a power of two.
     pub most_piece: u32,
     /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. At 5 ms the
-    /// acknowledgements of their frames would eat a slow uplink.
+    /// acknowledgements of their frames would eat a slow uplink; on a fast one half of all frames would be these, and save
+    /// 0.4 % of the time at the most.
     pub coalesce: [u64; 3],
     /// Bytes that a link's kernel queue may hold unsent, below 480 Mbit/s and above.
     pub unsent: [u32; 2],
@@ -96,7 +97,7 @@ impl Policy {
             // A window may straddle one chunk more than it is long, and something behind it must stay for peers.
             window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
             most_piece: 32,
-            coalesce: [25 * MS, 10 * MS, 5 * MS],
+            coalesce: [25 * MS, 10 * MS, 10 * MS],
             unsent: [16 * 1024, 128 * 1024],
             uploads: 4,
             uploads_ahead: [12, 8, 8],

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use swarmfs::chunk::{BLOCKS_PER_SEGMENT, BlockId, SEGMENTS_PER_CHUNK, SegmentId, blocks_of};
 use swarmfs::keys::OriginKey;
@@ -131,7 +132,7 @@ enum Event {
     Datagram {
         host: usize,
         from: SocketAddr,
-        datagram: Box<Datagram>,
+        datagram: Rc<Datagram>,
     },
     Wake(usize, u32),
     Tick(usize, u32),
@@ -149,11 +150,13 @@ enum Event {
     Misbehave(usize, u32),
 }
 
-#[derive(Clone)]
 enum Datagram {
     Join(Join),
-    Welcome(Box<Welcome>),
+    Welcome(Welcome),
 }
+
+/// Bytes of one on the wire: all are padded to 1,200.
+const DATAGRAM: u64 = 1_242;
 
 pub struct World {
     pub seed: u64,
@@ -374,7 +377,7 @@ impl World {
                 }
             }
             Event::Reset { connection, side } => self.reset(connection, side),
-            Event::Datagram { host, from, datagram } => self.datagram(host, from, *datagram),
+            Event::Datagram { host, from, datagram } => self.datagram(host, from, &datagram),
             Event::Wake(host, life) => {
                 if self.hosts[host].life == life && self.hosts[host].wake_at == Some(self.now) {
                     self.wake(host);
@@ -582,7 +585,7 @@ impl World {
                 let origin = self.hosts[host].origin;
                 let welcome = Welcome { node, port: from.port(), origin, head: self.head.clone(), peers };
                 if let Some(to) = self.addrs.get(&to).copied() {
-                    self.throw(host, to, Datagram::Welcome(Box::new(welcome)));
+                    self.throw(host, to, Rc::new(Datagram::Welcome(welcome)));
                 }
             }
             Output::Receive { link, transfer, run, .. } => {
@@ -699,38 +702,45 @@ impl World {
         match aim {
             JoinAim::Broadcast => {
                 self.broadcasts += 1;
+                let join = Rc::new(Datagram::Join(join));
                 for to in 0..self.hosts.len() {
                     if to != host {
-                        self.throw(host, to, Datagram::Join(join.clone()));
+                        self.throw(host, to, join.clone());
                     }
                 }
             }
             JoinAim::Unicast(addr) => {
                 if let Some(to) = self.addrs.get(&addr).copied() {
-                    self.throw(host, to, Datagram::Join(join));
+                    self.throw(host, to, Rc::new(Datagram::Join(join)));
                 }
             }
         }
     }
 
-    fn throw(&mut self, from: usize, to: usize, datagram: Datagram) {
+    fn throw(&mut self, from: usize, to: usize, datagram: Rc<Datagram>) {
         let lost = self.rng.u32(0..1000) < self.network.lost_datagrams;
         if lost || self.hosts[from].wire.cut || self.hosts[to].wire.cut {
             return;
         }
         let at = self.now + self.network.latency + self.rng.u64(0..=self.network.datagram_jitter);
-        let at = self.hosts[to].wire.through_port(at.min(self.now + self.network.latency), 1242).max(at);
+        let port = &mut self.hosts[to].wire;
+        if port.queued(self.now) + DATAGRAM > self.network.port {
+            return;
+        }
+        let at = port.through_port(at.min(self.now + self.network.latency), DATAGRAM).max(at);
         let from = self.hosts[from].addr;
-        self.after(at - self.now, Event::Datagram { host: to, from, datagram: Box::new(datagram) });
+        self.after(at - self.now, Event::Datagram { host: to, from, datagram });
     }
 
-    fn datagram(&mut self, host: usize, from: SocketAddr, datagram: Datagram) {
+    fn datagram(&mut self, host: usize, from: SocketAddr, datagram: &Datagram) {
         if self.hosts[host].node.is_none() || self.hosts[host].paused {
             return;
         }
         match datagram {
-            Datagram::Join(join) => self.input(host, Input::Join { from, join }),
-            Datagram::Welcome(welcome) => self.input(host, Input::Welcome { from, welcome }),
+            Datagram::Join(join) => self.input(host, Input::Join { from, join: join.clone() }),
+            Datagram::Welcome(welcome) => {
+                self.input(host, Input::Welcome { from, welcome: Box::new(welcome.clone()) });
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::LAST_JOIN;
+use super::{FIRST_JOIN, LAST_JOIN};
 use crate::swarm::{JoinAim, LinkId, Node, Output};
 use crate::wire::datagram::{Join, MAX_PEERS, Welcome};
 use crate::wire::frame::{Frame, NodeId};
@@ -17,7 +17,9 @@ impl Node {
         }
         self.gossip.next_meet = self.now.plus(50_000);
         if !self.has_origin() && self.now >= self.gossip.next_join {
-            self.gossip.next_join = self.now.plus(self.gossip.join_pause);
+            // Of a thousand that are switched on together some are lost in full queues: those must not meet there again.
+            let pause = self.gossip.join_pause;
+            self.gossip.next_join = self.now.plus(self.rng.u64(pause / 2..pause * 3 / 2));
             self.gossip.join_pause = (self.gossip.join_pause * 2).min(LAST_JOIN);
             self.counters.joins += 1;
             self.out.push_back(Output::Join { join: JoinAim::Broadcast });
@@ -122,13 +124,17 @@ impl Node {
         if !mine || join.node == self.me.node || join.port == 0 {
             return;
         }
-        // A broadcast reaches everybody: the origin answers, and about three of the others, in case it is away.
-        let others = self.neighbour_links();
-        if !self.me.origin && self.rng.usize(0..others.max(1)) >= 3 {
-            return;
-        }
         let mut to = from;
         to.set_port(join.port);
+        self.learn_peer(join.node, to, false);
+        // A broadcast reaches everybody: the origin answers, and about three of the others, in case it is away. Who has just
+        // come itself and met nobody has nothing to tell.
+        if !self.me.origin {
+            let stranger = self.neighbour_links() == 0 && self.now.since(self.gossip.began) < 2 * FIRST_JOIN;
+            if stranger || self.rng.usize(0..self.gossip.known.len().max(1)) >= 3 {
+                return;
+            }
+        }
         let peers = self.some_peers(join.node, from, join.position, self.policy.links.min(MAX_PEERS));
         self.out.push_back(Output::Welcome { to, peers });
     }

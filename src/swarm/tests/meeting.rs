@@ -1,0 +1,56 @@
+//! How those who start together find each other without standing in each other's way.
+
+use super::*;
+
+fn fresh(seed: u64) -> Node {
+    Node::new(Policy::with_budget(160 << 20), hello(seed, false), seed, Time(0))
+}
+
+/// When a node that nobody answers broadcasts, within so many microseconds.
+fn broadcasts(mut node: Node, until: u64) -> Vec<u64> {
+    let mut found = Vec::new();
+    loop {
+        let now = node.next_tick();
+        if now > Time(until) {
+            return found;
+        }
+        node.handle(Input::Tick, now);
+        node.settle();
+        let outputs = std::iter::from_fn(|| node.poll_output());
+        found.extend(outputs.filter(|output| *output == Output::Join { join: JoinAim::Broadcast }).map(|_| now.0));
+    }
+}
+
+#[test]
+fn those_who_start_together_ask_one_after_the_other_and_meet_nobody_again_in_a_queue() {
+    let all: Vec<Vec<u64>> = (1..=100).map(|seed| broadcasts(fresh(seed), 1_000_000)).collect();
+    let distinct = |times: Vec<u64>| times.iter().map(|time| time / 1000).collect::<BTreeSet<_>>().len();
+    assert!(all.iter().all(|times| times[0] < 20_000 && (4..8).contains(&times.len())), "{all:?}");
+    assert!(distinct(all.iter().map(|times| times[0]).collect()) > 15);
+    assert!(distinct(all.iter().map(|times| times[1] - times[0]).collect()) > 30);
+}
+
+/// How many of a hundred questions of one peer a node answers.
+fn answers(node: &mut Node, now: Time) -> usize {
+    let from = ([10, 0, 0, 99], 19024).into();
+    let join = Join { node: NodeId(99), port: 19024, sequence: 1, position: 0, tree: None };
+    for _ in 0..100 {
+        node.handle(Input::Join { from, join: join.clone() }, now);
+    }
+    node.settle();
+    std::iter::from_fn(|| node.poll_output()).filter(|output| matches!(output, Output::Welcome { .. })).count()
+}
+
+#[test]
+fn a_broadcast_is_answered_by_about_three_of_those_who_know_somebody() {
+    let mut node = fresh(1);
+    assert_eq!(answers(&mut node, Time(50_000)), 0, "it has just come itself");
+    let mut alone = fresh(2);
+    assert_eq!(answers(&mut alone, Time(1_000_000)), 100, "nobody else is there");
+    for peer in 0..150u8 {
+        node.learn_peer(NodeId(1000 + u64::from(peer)), ([10, 0, 1, peer], 19024).into(), false);
+    }
+    let some = answers(&mut node, Time(1_000_000));
+    assert!((1..10).contains(&some), "one of fifty, {some} of 100");
+    assert!(node.known_peers().any(|peer| peer == NodeId(99)), "who asks is heard of");
+}
