@@ -5,6 +5,7 @@ use crate::keys::OriginKey;
 use crate::wire::frame::{NodeId, State, WANTED};
 
 mod liars;
+mod racks;
 mod replica;
 
 const SIZE: u64 = 64 << 20;
