@@ -112,9 +112,13 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 47] = [
+const CHANGES: [(&str, Change); 51] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
+    ("racks are not known", |p| p.outside = p.links),
+    ("crossing costs nothing", |p| p.crossing = 0),
+    ("1 link outside", |p| p.outside = 1),
+    ("6 links outside", |p| p.outside = 6),
     ("nothing pinned", |p| p.pinned = 0),
     ("pieces of 256 KiB", |p| p.most_piece = 8),
     ("pieces of 512 KiB", |p| p.most_piece = 16),

@@ -34,6 +34,7 @@ mod request;
 mod tests;
 mod trust;
 
+pub use gossip::Subnet;
 pub use limits::Table;
 pub use policy::Policy;
 
@@ -93,9 +94,10 @@ pub enum Input {
         from: SocketAddr,
         welcome: Box<Welcome>,
     },
-    /// A connection that `Output::Connect` asked for is there.
+    /// A connection that `Output::Connect` asked for is there, from an address of this network, if that is known.
     Connected {
         link: LinkId,
+        subnet: Option<Subnet>,
     },
     /// A connection ended, or could not be made.
     Closed {
@@ -396,7 +398,10 @@ impl Node {
         match input {
             Input::Join { from, join } => self.on_join(from, join),
             Input::Welcome { from, welcome } => self.on_welcome(from, *welcome),
-            Input::Connected { link } => self.greet(link),
+            Input::Connected { link, subnet } => {
+                self.note_own_subnet(subnet);
+                self.greet(link);
+            }
             Input::Closed { link } => self.forget_link(link),
             Input::Frame { link, frame } => self.on_frame(link, frame),
             Input::Progress { link, transfer, bytes } => self.on_progress(link, transfer, bytes),

@@ -13,7 +13,7 @@ use swarmfs::chunk::{
     SegmentId, block_len, blocks_of, segment_len,
 };
 use swarmfs::keys::OriginKey;
-use swarmfs::swarm::{Input, LinkId, Node, Output, Policy, PrepareError, ReaderId, Time, Wanted};
+use swarmfs::swarm::{Input, LinkId, Node, Output, Policy, PrepareError, ReaderId, Subnet, Time, Wanted};
 use swarmfs::wire::datagram::{Datagram, Join, MAX_DATAGRAM, Peer, Welcome};
 use swarmfs::wire::deframe::{Deframer, Piece};
 use swarmfs::wire::frame::{Frame, GoneReason, Hello, MAX_OFFER, MAX_RUN, NodeId, Refusal, State, WANTED};
@@ -120,7 +120,9 @@ impl Play {
             0..=2 => {
                 let link = match self.connecting.pop_front() {
                     Some(link) if self.links.contains_key(&link) => {
-                        self.give(Input::Connected { link });
+                        // Half of the addresses below are in it.
+                        let subnet = Subnet { address: [10, 0, 0, 1].into(), mask: [255, 255, 255, 248].into() };
+                        self.give(Input::Connected { link, subnet: Some(subnet) });
                         link
                     }
                     _ => match self.node.accept(address(from)?, Time(self.now)) {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ use super::meter::Talk;
 use super::tasks::settle;
 use crate::chunk::{BLOCKS_PER_SEGMENT, BlockId, Run, SegmentId, block_len};
 use crate::net::channel::{Channel, Opener, Sealer};
-use crate::net::sockets;
-use crate::swarm::{Input, LinkId, Transmit};
+use crate::net::{interfaces, sockets};
+use crate::swarm::{Input, LinkId, Subnet, Transmit};
 use crate::wire::deframe::{Deframer, Piece};
 use crate::wire::frame::{DATA_HEADER, DataHeader, FRAME_HEADER, Frame, data_header};
 use crate::wire::head::PageHash;
@@ -190,10 +190,17 @@ pub async fn connect(core: Handle, link: LinkId, addr: SocketAddr) {
     };
     // The node may have given it up just before.
     if core.borrow().node.has_link(link) {
+        let subnet = subnet_of(&stream);
         attach(&core, link, stream, addr, channel);
-        core.borrow_mut().handle(Input::Connected { link });
+        core.borrow_mut().handle(Input::Connected { link, subnet });
         settle(&core);
     }
+}
+
+/// The network that a connection was made from.
+fn subnet_of(stream: &TcpStream) -> Option<Subnet> {
+    let IpAddr::V4(address) = stream.local_addr().ok()?.ip() else { return None };
+    Some(Subnet { address, mask: interfaces::mask_of(address)? })
 }
 
 /// Takes connections as long as the loop runs.

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
 
 /// Bridges that container and virtual machine managers make: a LAN is never behind them.
 const CONTAINER_BRIDGES: [&str; 10] =
@@ -46,6 +47,13 @@ pub fn usable(named: &[String]) -> std::io::Result<Vec<Interface>> {
     Ok(found)
 }
 
+/// The mask of the network in which this host has an address.
+pub fn mask_of(address: Ipv4Addr) -> Option<Ipv4Addr> {
+    let ip = |end: Option<&SockaddrStorage>| end.and_then(|end| end.as_sockaddr_in()).map(|end| end.ip());
+    let mut entries = getifaddrs().ok()?;
+    entries.find(|entry| ip(entry.address.as_ref()) == Some(address)).and_then(|entry| ip(entry.netmask.as_ref()))
+}
+
 /// The interfaces named that do not exist, for an error.
 pub fn missing(named: &[String]) -> std::io::Result<Vec<String>> {
     let known: Vec<String> = getifaddrs()?.map(|entry| entry.interface_name).collect();
@@ -66,6 +74,12 @@ mod tests {
             is_container_bridge("docker0") && is_container_bridge("br-0a1b2c3d4e5f") && is_container_bridge("virbr0")
         );
         assert!(!is_container_bridge("br0") && !is_container_bridge("eth0") && !is_container_bridge("bridge"));
+    }
+
+    #[test]
+    fn an_address_has_the_mask_of_its_interface_and_a_stranger_none() {
+        assert_eq!(mask_of(Ipv4Addr::LOCALHOST), Some(Ipv4Addr::new(255, 0, 0, 0)));
+        assert_eq!(mask_of(Ipv4Addr::new(192, 0, 2, 1)), None);
     }
 
     #[test]

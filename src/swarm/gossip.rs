@@ -16,8 +16,10 @@ use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 mod alive;
 mod known;
 mod meet;
+mod rack;
 mod slide;
 
+pub use rack::Subnet;
 use slide::slide;
 
 /// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
@@ -99,6 +101,8 @@ impl Told {
 pub struct Gossip {
     pub last_tick: Time,
     began: Time,
+    /// The network that this node's last connection was made from.
+    subnet: Option<Subnet>,
     known: BTreeMap<NodeId, Known>,
     /// How many of them have an address: of a thousand who are heard hardly one has another's.
     at: BTreeMap<SocketAddr, u32>,
@@ -139,6 +143,7 @@ impl Gossip {
         Gossip {
             last_tick: now,
             began: now,
+            subnet: None,
             known: BTreeMap::new(),
             at: BTreeMap::new(),
             neighbours: Told::default(),

@@ -6,6 +6,7 @@ use crate::wire::frame::{NodeId, State, WANTED};
 
 mod liars;
 mod meeting;
+mod racks;
 mod replica;
 
 const SIZE: u64 = 64 << 20;

@@ -6,12 +6,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use swarmfs::chunk::{BLOCKS_PER_SEGMENT, BlockId, SEGMENTS_PER_CHUNK, SegmentId, blocks_of};
 use swarmfs::keys::OriginKey;
-use swarmfs::swarm::{Input, JoinAim, LinkId, Node, Output, ReaderId, Time};
+use swarmfs::swarm::{Input, JoinAim, LinkId, Node, Output, ReaderId, Subnet, Time};
 use swarmfs::wire::datagram::{Join, Welcome};
 use swarmfs::wire::frame::{DATA_HEADER, FRAME_HEADER, Frame, Hello, NodeId, Prefix};
 use swarmfs::wire::head::{PageHash, Totals, TreeHead, TreeName};
@@ -180,6 +180,8 @@ pub struct World {
     old_head: TreeHead,
     faults_left: usize,
     pub broadcasts: u64,
+    /// Bytes that came into racks from elsewhere, with headers and ACKs.
+    pub crossed: u64,
 }
 
 /// Says how to repeat a run that failed, whatever it was that panicked.
@@ -231,6 +233,7 @@ impl World {
             key,
             faults_left: 0,
             broadcasts: 0,
+            crossed: 0,
         }
     }
 
@@ -260,6 +263,12 @@ impl World {
         self.hosts.push(Host::new(setup, addr, origin));
         self.after(start, Event::Start(index));
         index
+    }
+
+    /// A rack is a network; without racks all are in one.
+    fn subnet_of(&self, host: usize) -> Option<Subnet> {
+        let IpAddr::V4(address) = self.hosts[host].addr.ip() else { return None };
+        Some(Subnet { address, mask: Ipv4Addr::new(255, 255, if self.network.racks.is_some() { 255 } else { 0 }, 0) })
     }
 
     pub fn at(&mut self, time: u64, fault: Fault) {
@@ -372,7 +381,8 @@ impl World {
                     && let Some(link) = self.connections[connection].ends[0].link
                 {
                     let host = self.connections[connection].ends[0].host;
-                    self.input(host, Input::Connected { link });
+                    let subnet = self.subnet_of(host);
+                    self.input(host, Input::Connected { link, subnet });
                     self.pump(connection, 0);
                 }
             }

@@ -175,6 +175,7 @@ impl World {
         let mut at = self.now + self.network.latency;
         for (rack, way) in self.uplinks_between(from, to) {
             at = self.uplinks[rack][way].through_port(at, bytes);
+            self.crossed += if way == 1 { bytes } else { 0 };
         }
         self.hosts[to].wire.through_port(at, bytes)
     }

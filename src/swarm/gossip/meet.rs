@@ -47,6 +47,7 @@ impl Node {
             .map(|(node, known)| (*node, known.addr))
             .collect();
         self.rng.shuffle(&mut candidates);
+        let candidates = self.own_rack_first(candidates);
         let mut dialling = self.links.values().filter(|link| link.opened_by_me && !link.greeted).count();
         for (node, addr) in candidates {
             // Whoever names a thousand peers that do not exist must not have a thousand connections tried at once.

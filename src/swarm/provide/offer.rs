@@ -71,6 +71,7 @@ impl Node {
             }
             // In steps of 256 KiB, ties at random: maps are late, and all would push at the same laggard.
             let progress = if self.policy.herd { link.position } else { link.progress() / 8 };
+            let progress = if self.is_outside(link.addr) { progress + self.policy.crossing } else { progress };
             if best.is_some_and(|(least, ..)| progress > least) {
                 continue;
             }
