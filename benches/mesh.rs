@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 51] = [
+const CHANGES: [(&str, Change); 54] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("racks are not known", |p| p.outside = p.links),
@@ -164,6 +164,9 @@ const CHANGES: [(&str, Change); 51] = [
     ("STATE every 5 ms", |p| p.coalesce = [5_000; 3]),
     ("STATE every 10 ms", |p| p.coalesce = [10_000; 3]),
     ("STATE every 20 ms", |p| p.coalesce = [20_000; 3]),
+    ("STATE every 40 ms", |p| p.coalesce = [40_000; 3]),
+    ("a look every 2 ms", |p| p.tick = [2_000; 3]),
+    ("a look every 20 ms", |p| p.tick = [20_000; 3]),
 ];
 
 /// A row, its seed and what is changed for it.

@@ -460,7 +460,8 @@ impl Node {
     /// When `Input::Tick` is due.
     pub fn next_tick(&self) -> Time {
         let idle = self.requests.is_idle() && self.provide.is_idle() && self.links.values().all(|link| link.is_idle());
-        let mut tick = self.gossip.last_tick.plus(if idle { self.policy.idle_tick } else { self.policy.tick });
+        let pause = if idle { self.policy.idle_tick } else { self.policy.tick(self.gossip.best_rate()) };
+        let mut tick = self.gossip.last_tick.plus(pause);
         if !self.me.origin && !self.has_origin() {
             tick = tick.min(self.gossip.next_look());
         }

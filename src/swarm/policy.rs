@@ -17,9 +17,8 @@ pub struct Policy {
     pub window_blocks: u32,
     /// Blocks in the longest piece, a power of two.
     pub most_piece: u32,
-    /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. At 5 ms the
-    /// acknowledgements of their frames would eat a slow uplink; on a fast one half of all frames would be these, and save
-    /// 0.4 % of the time at the most.
+    /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. Half as long
+    /// makes half of all frames out of these, and saves 0.4 % of the time at the most.
     pub coalesce: [u64; 3],
     /// Bytes that a link's kernel queue may hold unsent, below 480 Mbit/s and above.
     pub unsent: [u32; 2],
@@ -87,7 +86,8 @@ pub struct Policy {
     pub keepalive_idle: u64,
     /// How often a reader reports to an origin; faster costs the origin's uplink 1 - 2 %.
     pub report: u64,
-    pub tick: u64,
+    /// How often a node in use looks what is late: below 40 Mbit/s, below 480 Mbit/s, above; and one that is not.
+    pub tick: [u64; 3],
     pub idle_tick: u64,
 }
 
@@ -103,7 +103,7 @@ impl Policy {
             // A window may straddle one chunk more than it is long, and something behind it must stay for peers.
             window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
             most_piece: 32,
-            coalesce: [25 * MS, 10 * MS, 10 * MS],
+            coalesce: [40 * MS, 20 * MS, 10 * MS],
             unsent: [16 * 1024, 128 * 1024],
             uploads: 4,
             uploads_ahead: [12, 8, 8],
@@ -133,7 +133,7 @@ impl Policy {
             keepalive: [300 * MS, 100 * MS, 60 * MS],
             keepalive_idle: 10_000 * MS,
             report: 200 * MS,
-            tick: 5 * MS,
+            tick: [20 * MS, 10 * MS, 5 * MS],
             idle_tick: 100 * MS,
         }
     }
@@ -210,6 +210,11 @@ impl Policy {
     /// How long changes are gathered at a rate in bytes a second.
     pub fn coalesce(&self, rate: u64) -> u64 {
         by_rate(self.coalesce, rate)
+    }
+
+    /// How often a node in use looks what is late at a rate in bytes a second; 0 is not measured yet.
+    pub fn tick(&self, rate: u64) -> u64 {
+        by_rate(self.tick, known(rate))
     }
 
     /// Transfers over a link before others get more at a rate in bytes a second.

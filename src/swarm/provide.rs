@@ -18,8 +18,9 @@ mod header;
 mod offer;
 mod send;
 
-/// Bytes of a block in one DATA frame where a whole one would hold up control, and where it does not.
-const SHORT_FRAME: u32 = 8 * 1024;
+/// Bytes of a block in one DATA frame where a whole one would hold up control, and where it does not. (Half as many cost
+/// the last of 32 readers at 25 Mbit/s 1 %, and a wake-up more for each 16 KiB; twice as many 0.3 % and late first blocks.)
+const SHORT_FRAME: u32 = 16 * 1024;
 const LONG_FRAME: u32 = crate::chunk::BLOCK;
 const FAST: u64 = 60_000_000;
 /// Segments that an origin reads at once: one is hashed while the next is read.

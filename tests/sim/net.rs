@@ -11,7 +11,7 @@ use swarmfs::chunk::{BlockId, SegmentId};
 use swarmfs::swarm::LinkId;
 use swarmfs::wire::head::PageHash;
 
-/// What goes through the queues in one piece: a DATA frame.
+/// Short messages go through the queues together up to this; a DATA frame is a piece of its own.
 const PIECE: u32 = 8 * 1024 + 20;
 /// Bytes of a segment that carry nothing: Ethernet, IP, TCP with timestamps. 1,514 bytes carry 1,448.
 const SEGMENT_HEADERS: u64 = 66;
