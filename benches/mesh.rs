@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 54] = [
+const CHANGES: [(&str, Change); 53] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("racks are not known", |p| p.outside = p.links),
@@ -139,7 +139,6 @@ const CHANGES: [(&str, Change); 54] = [
     ("32 downloads", |p| p.downloads = 32),
     ("no extra download", |p| p.downloads_extra = [0; 3]),
     ("4 extra downloads", |p| p.downloads_extra = [4; 3]),
-    ("none for the origin", |p| p.downloads_origin = 0),
     ("4 links", |p| p.links = 4),
     ("8 links", |p| p.links = 8),
     ("32 links", |p| p.links = 32),

@@ -35,13 +35,11 @@ pub struct Policy {
     /// A link carries at least this many transfers before others get more: below 40 Mbit/s, where each is long on its way,
     /// below 480 Mbit/s, above.
     pub per_link: [usize; 3],
-    /// Transfers that a reader shows room for, what it accepts beyond since maps are late, and beyond that from an
-    /// origin, whose copies are the first.
+    /// Transfers that a reader shows room for, and what it accepts beyond since maps are late.
     pub downloads: usize,
-    /// Below 40 Mbit/s none, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late that the last
+    /// The latter: below 40 Mbit/s none, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late that the last
     /// of 32 readers took 1.10 instead of 1.06 of the ideal time.)
     pub downloads_extra: [usize; 3],
-    pub downloads_origin: usize,
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
     /// laggard then. Only the benches ask for it, to show that the simulator shows it.
     pub herd: bool,
@@ -114,7 +112,6 @@ impl Policy {
             per_link: [2, 1, 1],
             downloads: 16,
             downloads_extra: [0, 4, 4],
-            downloads_origin: 2,
             herd: false,
             crossing: 32,
             pinned: 2,
@@ -223,14 +220,13 @@ impl Policy {
     }
 
     /// Transfers that a reader has on their way at the most, at a rate in bytes a second.
-    pub fn accepted(&self, rate: u64, from_origin: bool) -> usize {
-        let more = if from_origin { self.downloads_origin } else { 0 };
-        self.downloads + by_rate(self.downloads_extra, rate) + more
+    pub fn accepted(&self, rate: u64) -> usize {
+        self.downloads + by_rate(self.downloads_extra, rate)
     }
 
     /// The same at any rate.
     pub fn most_accepted(&self) -> usize {
-        self.downloads + self.downloads_extra.into_iter().max().unwrap_or(0) + self.downloads_origin
+        self.downloads + self.downloads_extra.into_iter().max().unwrap_or(0)
     }
 
     /// Offers and accepted transfers ahead of those being sent at a rate in bytes a second.

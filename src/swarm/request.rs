@@ -204,8 +204,7 @@ impl Node {
         if self.requests.downloads.iter().any(|download| download.link == id && download.transfer == offer) {
             return self.refuse_peer(id);
         }
-        let from_origin = self.links.get(&id).is_some_and(|link| link.origin);
-        let most = self.policy.accepted(self.gossip.best_rate(), from_origin);
+        let most = self.policy.accepted(self.gossip.best_rate());
         // A stranger may offer and never send: it holds one place, not all of them.
         let owed = self.requests.downloads.iter().filter(|d| d.link == id && d.transfer & WANTED == 0).count();
         if self.links.get(&id).is_some_and(|link| owed >= link.allowance()) {

@@ -172,7 +172,7 @@ impl World {
             let to = self.rng.usize(0..self.hosts.len());
             let (node, port) = (self.id_of(host), self.hosts[host].addr.port());
             let welcome = Welcome { node, port, origin: true, head: self.old_head.clone(), peers: vec![] };
-            self.throw(host, to, Rc::new(Datagram::Welcome(welcome)));
+            self.throw(host, to, Rc::new(Datagram::Welcome(Box::new(welcome))));
         }
         if conduct == Flap && self.now / (6 * TURN) != (self.now - TURN) / (6 * TURN) {
             self.exit(host);

@@ -152,7 +152,7 @@ enum Event {
 
 enum Datagram {
     Join(Join),
-    Welcome(Welcome),
+    Welcome(Box<Welcome>),
 }
 
 /// Bytes of one on the wire: all are padded to 1,200.
@@ -595,7 +595,7 @@ impl World {
                 let origin = self.hosts[host].origin;
                 let welcome = Welcome { node, port: from.port(), origin, head: self.head.clone(), peers };
                 if let Some(to) = self.addrs.get(&to).copied() {
-                    self.throw(host, to, Rc::new(Datagram::Welcome(welcome)));
+                    self.throw(host, to, Rc::new(Datagram::Welcome(Box::new(welcome))));
                 }
             }
             Output::Receive { link, transfer, run, .. } => {
@@ -748,9 +748,7 @@ impl World {
         }
         match datagram {
             Datagram::Join(join) => self.input(host, Input::Join { from, join: join.clone() }),
-            Datagram::Welcome(welcome) => {
-                self.input(host, Input::Welcome { from, welcome: Box::new(welcome.clone()) });
-            }
+            Datagram::Welcome(welcome) => self.input(host, Input::Welcome { from, welcome: welcome.clone() }),
         }
     }
 }

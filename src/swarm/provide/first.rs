@@ -6,7 +6,6 @@ use super::PREPARING;
 use crate::chunk::{BLOCKS_PER_CHUNK, BLOCKS_PER_SEGMENT, BlockId, ChunkId, Run, SegmentId, blocks_of};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::{Link, by_chunk};
-use crate::swarm::policy::WHOLE;
 use crate::swarm::{LinkId, Node};
 
 /// What an origin gave to neighbours and did not send yet.
@@ -30,11 +29,7 @@ impl Node {
         let mut unread: Option<(u64, SegmentId)> = None;
         let given = self.given();
         for (id, link) in &self.links {
-            let open = link.greeted
-                && link.known
-                && !link.origin
-                && !link.is_deaf(self.now)
-                && link.room > -((self.policy.downloads_origin * WHOLE) as i32);
+            let open = link.greeted && link.known && !link.origin && !link.is_deaf(self.now) && link.room > 0;
             if !open || link.offered() >= per_link {
                 continue;
             }
