@@ -160,6 +160,11 @@ impl Link {
         self.offers.iter().map(|offer| offer.weight).sum()
     }
 
+    /// It receives at under half of what the others do.
+    pub fn is_slow(&self, median: u64) -> bool {
+        self.rate > 0 && self.rate * 2 < median
+    }
+
     pub fn is_idle(&self) -> bool {
         self.greeted && self.window.is_empty() && self.uploads.is_empty() && self.offers.is_empty()
     }

@@ -8,6 +8,7 @@ mod liars;
 mod meeting;
 mod racks;
 mod replica;
+mod slow;
 
 const SIZE: u64 = 64 << 20;
 

@@ -1,7 +1,7 @@
 //! What follows an offer or a pull: an upload, or none.
 
 use super::{MAX_PARKED, MOST_UPLOADS, PULLED, UNANSWERED, UNANSWERED_STRANGER};
-use crate::chunk::{BlockId, Run, blocks_of};
+use crate::chunk::{BLOCK, BlockId, Run, blocks_of};
 use crate::swarm::link::{Upload, by_chunk};
 use crate::swarm::policy::WHOLE;
 use crate::swarm::{LinkId, Node};
@@ -152,7 +152,23 @@ impl Node {
             let held = range.and(&self.may_be_held(chunk, &given));
             held.iter().any(|block| self.provide.copies.of(chunk, block) > own(chunk, block))
         });
-        copied && (!starving || (self.provide.was_sent(run, self.now, self.fresh()) && self.puts_off(id, run)))
+        let put_off = |node: &mut Node| node.provide.was_sent(run, node.now, node.fresh()) && node.puts_off(id, run);
+        copied && (!starving || put_off(self) || !self.may_slow_have(id, run))
+    }
+
+    /// Whether an asker can have once more what others have. Who is slow falls out of everybody's memory and asks for all of
+    /// it; as long as first copies are due, which bound everybody, the slow together get a small part of what is sent.
+    fn may_slow_have(&mut self, id: LinkId, run: Run) -> bool {
+        let median = self.median_rate();
+        let slow = self.links.get(&id).is_some_and(|link| link.is_slow(median));
+        if !slow || self.links.values().all(|link| link.offered() == 0) {
+            return true;
+        }
+        let may = self.provide.for_slow > 0;
+        if may {
+            self.provide.for_slow -= i64::from(run.count) * i64::from(BLOCK);
+        }
+        may
     }
 
     /// Whether a starving asker can be told to wait for what was just sent to another: for as long as a copy is fresh, and

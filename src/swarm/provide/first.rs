@@ -17,14 +17,18 @@ pub(super) struct Given {
 }
 
 impl Node {
+    /// What readers receive, of two the lower one: what a single peer says of itself must not shut the other out.
+    pub(super) fn median_rate(&self) -> u64 {
+        let read = |link: &&Link| link.greeted && link.known && !link.window.is_empty();
+        let mut rates: Vec<u64> = self.links.values().filter(read).map(|link| link.rate).collect();
+        rates.sort_unstable();
+        rates.get(rates.len().saturating_sub(1) / 2).copied().unwrap_or(0)
+    }
+
     /// An origin's choice: the lowest blocks that nobody has or awaits, to the neighbour with the fewest transfers.
     pub(super) fn pick_first_copy(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
         let piece = self.policy.piece(self.policy.upload_rate(self.gossip.rate()));
-        let mut rates: Vec<u64> =
-            self.links.values().filter(|l| l.greeted && l.known && !l.window.is_empty()).map(|l| l.rate).collect();
-        rates.sort_unstable();
-        // The lower one of two: what a single peer says of itself must not shut the other out.
-        let median = rates.get(rates.len().saturating_sub(1) / 2).copied().unwrap_or(0);
+        let median = self.median_rate();
         let mut best: Option<(u64, usize, u32, LinkId, Run)> = None;
         let mut unread: Option<(u64, SegmentId)> = None;
         let given = self.given();
@@ -34,7 +38,7 @@ impl Node {
                 continue;
             }
             // First copies go to who can pass them on: not to one at under half of what the others do.
-            if link.rate > 0 && link.rate * 2 < median {
+            if link.is_slow(median) {
                 continue;
             }
             let Some((distance, run)) = self.first_unsent(link, piece, &given) else { continue };

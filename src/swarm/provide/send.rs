@@ -1,11 +1,11 @@
 //! Uploads under way: whose turn it is, and the next frame.
 
-use super::{FAST, LONG_FRAME, SHORT_FRAME};
+use super::{FAST, FOR_SLOW, LONG_FRAME, MOST_FOR_SLOW, SHORT_FRAME};
 use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, block_len};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::by_chunk;
 use crate::swarm::{LinkId, Node, Transmit};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, WANTED};
 
 impl Node {
     /// Something of a chunk came in: whoever is to get some of it may go on.
@@ -123,6 +123,10 @@ impl Node {
             if origin && whole {
                 let block = transmit.block.index % BLOCKS_PER_CHUNK;
                 self.provide.note_out(transmit.block.chunk(), Bits::range(block, block + 1));
+            }
+            if origin && transmit.transfer & WANTED == 0 {
+                let more = self.provide.for_slow + i64::from(transmit.len) / FOR_SLOW;
+                self.provide.for_slow = more.min(MOST_FOR_SLOW);
             }
             self.gossip.count_sent(transmit.len as u64);
         }

@@ -1,0 +1,61 @@
+//! What who is slow may cost all others.
+
+use super::*;
+
+fn tell(bench: &mut Bench, link: LinkId, window: Vec<Run>, rate: u32) -> Vec<Output> {
+    bench.frame(link, Frame::State(State { full: true, room: 64, added: window, rate, ..State::default() }))
+}
+
+/// Which of these blocks an origin sends once more to a reader that starves for them one by one.
+fn sent_again(bench: &mut Bench, link: LinkId, blocks: std::ops::Range<u32>) -> Vec<u32> {
+    let given = |block: &u32| {
+        let transfer = WANTED | block;
+        let outputs = bench.frame(link, Frame::Want { transfer, starving: true, run: run(*block, 1) });
+        while bench.node.transmit(link).is_some() {}
+        !outputs.contains(&Output::Send { link, frame: Frame::Abort { transfer } })
+    };
+    blocks.filter(given).collect()
+}
+
+/// Of 250 readers 25 at a tenth of the rate fell out of everybody's memory and had five copies sent to them by the
+/// origin: the others took 1.15 instead of 1.05 of the ideal time.
+#[test]
+fn who_is_slow_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_copies() {
+    let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
+    let readers = [2, 3, 4].map(|node| bench.link(node, false, vec![]));
+    let [first, other, slow] = readers;
+    bench.give(Input::Resolved { object: run(0, 1).object, size: Some(SIZE) });
+    tell(&mut bench, other, vec![run(0, 1)], 100_000);
+    tell(&mut bench, slow, vec![run(0, 1)], 10_000);
+    let mut outputs = tell(&mut bench, first, vec![run(0, 1024)], 100_000);
+    for index in 0..2 {
+        let segment = SegmentId { object: run(0, 1).object, index };
+        outputs.extend(bench.give(Input::Prepared { segment, zero: 0 }));
+    }
+    let mut sent = 0;
+    for output in &outputs {
+        if let Output::Send { link, frame: Frame::Offer { id, runs } } = output {
+            bench.frame(*link, Frame::Accept { id: *id, run: runs[0] });
+            sent += std::iter::from_fn(|| bench.node.transmit(*link)).map(|frame| u64::from(frame.len)).sum::<u64>();
+        }
+    }
+    let blocks = u32::try_from(sent / 32_768).unwrap();
+    assert!(blocks >= 6, "{blocks} blocks are sent first");
+    assert!(bench.node.links[&first].offered() > 0, "more first copies are due");
+    // A first copy may be on its way to everybody no longer.
+    for _ in 0..17 {
+        for (link, rate) in [(first, 100_000), (other, 100_000), (slow, 10_000)] {
+            bench.frame(link, Frame::State(State { rate, ..State::default() }));
+        }
+        bench.wait(100_000);
+    }
+    assert_eq!(sent_again(&mut bench, slow, 0..4), [0], "a sixteenth of it, and no part of a block");
+    assert_eq!(sent_again(&mut bench, other, 4..6), [4, 5], "who keeps up has what it asks for");
+    let left: Vec<(LinkId, u32)> =
+        bench.node.links.iter().flat_map(|(id, link)| link.offers.iter().map(|offer| (*id, offer.id))).collect();
+    tell(&mut bench, first, vec![], 0);
+    for (link, id) in left {
+        bench.frame(link, Frame::Decline { id, reason: crate::wire::frame::Refusal::NotNeeded });
+    }
+    assert_eq!(sent_again(&mut bench, slow, 1..4), [1, 2, 3], "nobody waits");
+}
