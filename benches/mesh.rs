@@ -112,7 +112,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 53] = [
+const CHANGES: [(&str, Change); 52] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("racks are not known", |p| p.outside = p.links),
@@ -143,9 +143,8 @@ const CHANGES: [(&str, Change); 53] = [
     ("8 links", |p| p.links = 8),
     ("32 links", |p| p.links = 32),
     ("nothing urgent", |p| p.urgent = 0),
-    ("8 urgent", |p| p.urgent = 8),
-    ("random, not rarest", |p| p.sample = 1),
-    ("exactly rarest", |p| p.sample = 1000),
+    ("2 urgent", |p| p.urgent = 2),
+    ("16 urgent", |p| p.urgent = 16),
     ("window of 16 MiB", |p| p.window_blocks = BLOCKS_PER_CHUNK),
     ("window of 32 MiB", |p| p.window_blocks = 2 * BLOCKS_PER_CHUNK),
     ("window of 96 MiB", |p| p.window_blocks = 6 * BLOCKS_PER_CHUNK),

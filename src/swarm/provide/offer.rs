@@ -61,7 +61,7 @@ impl Node {
         self.policy.weight(bytes, self.policy.upload_rate(self.gossip.rate()))
     }
 
-    /// The neighbour that has least, and what to offer it: what it misses first, then what is rarest.
+    /// The neighbour that has least, and what to offer it: what it misses first, then some of the rest at random.
     pub(super) fn pick(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
         let mut best: Option<(u64, u32, LinkId)> = None;
         for (id, link) in &self.links {
@@ -120,7 +120,7 @@ impl Node {
                 }
             }
         }
-        let sample = (MAX_OFFER * self.policy.sample).min(rest.len());
+        let sample = MAX_OFFER.min(rest.len());
         for index in 0..sample {
             let other = self.rng.usize(index..rest.len());
             rest.swap(index, other);
