@@ -37,8 +37,8 @@ pub struct Policy {
     pub per_link: [usize; 3],
     /// Transfers that a reader shows room for, and what it accepts beyond since maps are late.
     pub downloads: usize,
-    /// The latter: below 40 Mbit/s none, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late that the last
-    /// of 32 readers took 1.10 instead of 1.06 of the ideal time.)
+    /// The latter: below 40 Mbit/s none, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late
+    /// that the last of 32 readers took 1.10 instead of 1.06 of the ideal time.)
     pub downloads_extra: [usize; 3],
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
     /// laggard then. Only the benches ask for it, to show that the simulator shows it.

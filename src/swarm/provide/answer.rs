@@ -156,11 +156,12 @@ impl Node {
         copied && (!starving || put_off(self) || !self.may_slow_have(id, run))
     }
 
-    /// Whether an asker can have once more what others have. Who is slow falls out of everybody's memory and asks for all of
-    /// it; as long as first copies are due, which bound everybody, the slow together get a small part of what is sent.
+    /// Whether an asker can have once more what others have. Who reads through a file and is slow falls out of everybody's
+    /// memory and asks for all of it; as long as first copies are due, which bound everybody, such get a small part of what
+    /// is sent. Who jumps about asks for little.
     fn may_slow_have(&mut self, id: LinkId, run: Run) -> bool {
         let median = self.median_rate();
-        let slow = self.links.get(&id).is_some_and(|link| link.is_slow(median));
+        let slow = self.links.get(&id).is_some_and(|link| !link.window.is_empty() && link.is_slow(median));
         if !slow || self.links.values().all(|link| link.offered() == 0) {
             return true;
         }
