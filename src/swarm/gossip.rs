@@ -206,7 +206,7 @@ impl Gossip {
         self.next_join.max(self.next_meet)
     }
 
-    /// The last origin is lost; all who had it notice that together.
+    /// An origin is lost; all who had it notice that together, and look for it each at a moment of its own.
     pub fn origin_lost(&mut self, look: Time) {
         self.next_join = look;
         self.join_pause = FIRST_JOIN;

@@ -53,6 +53,14 @@ impl Node {
         *self.gossip.at.entry(addr).or_default() += 1;
     }
 
+    /// Somebody asked for neighbours by a datagram that anybody can forge: it is remembered if it is new in name and address.
+    /// So nobody known is sent elsewhere, and an address that does not answer is not tried sooner for being named again.
+    pub(super) fn learn_asker(&mut self, node: NodeId, addr: SocketAddr) {
+        if !self.gossip.known.contains_key(&node) && !self.gossip.at.contains_key(&addr) {
+            self.learn_peer(node, addr, false);
+        }
+    }
+
     /// A node that was heard itself has its address alone: one that was there before has ended, and started anew as this
     /// one. Else a long life would remember every start of every host.
     pub(in crate::swarm) fn forget_namesakes(&mut self, node: NodeId, addr: SocketAddr) {

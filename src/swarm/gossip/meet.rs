@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::{FIRST_JOIN, LAST_JOIN};
+use super::{FIRST_JOIN, Known, LAST_JOIN};
 use crate::swarm::{JoinAim, LinkId, Node, Output};
 use crate::wire::datagram::{Join, MAX_PEERS, Welcome};
 use crate::wire::frame::{Frame, NodeId};
@@ -32,6 +32,7 @@ impl Node {
         if self.me.origin {
             wanted = 0;
         }
+        let is_wanted = |known: &Known| wanted > 0 || known.origin || (known.perhaps_origin && !self.has_origin());
         let linked: BTreeSet<NodeId> = self.links.values().map(|link| link.peer).collect();
         let taken: BTreeSet<SocketAddr> = self.links.values().map(|link| link.addr).collect();
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
@@ -39,7 +40,8 @@ impl Node {
             .known
             .iter()
             .filter(|(node, known)| {
-                !linked.contains(node)
+                is_wanted(known)
+                    && !linked.contains(node)
                     && !taken.contains(&known.addr)
                     && self.now >= known.next_try
                     && !self.is_avoided(**node, known.addr.ip())
@@ -127,10 +129,10 @@ impl Node {
         }
         let mut to = from;
         to.set_port(join.port);
-        self.learn_peer(join.node, to, false);
         // A broadcast reaches everybody: the origin answers, and about three of the others, in case it is away. Who has just
         // come itself and met nobody has nothing to tell.
         if !self.me.origin {
+            self.learn_asker(join.node, to);
             let stranger = self.neighbour_links() == 0 && self.now.since(self.gossip.began) < 2 * FIRST_JOIN;
             if stranger || self.rng.usize(0..self.gossip.known.len().max(1)) >= 3 {
                 return;

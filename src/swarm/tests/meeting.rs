@@ -54,3 +54,26 @@ fn a_broadcast_is_answered_by_about_three_of_those_who_know_somebody() {
     assert!((1..10).contains(&some), "one of fifty, {some} of 100");
     assert!(node.known_peers().any(|peer| peer == NodeId(99)), "who asks is heard of");
 }
+
+/// A JOIN's source can be forged: one that was believed could have all nodes of a swarm call one address again and again.
+#[test]
+fn who_asks_again_under_other_names_or_from_elsewhere_is_remembered_once() {
+    let mut node = fresh(1);
+    let mut ask = |name: u64, host: u8| {
+        let join = Join { node: NodeId(name), port: 19024, sequence: 1, position: 0, tree: None };
+        node.handle(Input::Join { from: ([10, 0, 0, host], 19024).into(), join }, Time(1_000_000));
+    };
+    (100..200).for_each(|name| ask(name, 9));
+    (0..100).for_each(|host| ask(100, host));
+    assert_eq!(node.known_peers().collect::<Vec<_>>(), [NodeId(100)]);
+    let dialled = |node: &mut Node, now| {
+        node.handle(Input::Tick, Time(now));
+        node.settle();
+        let connects = std::iter::from_fn(|| node.poll_output()).filter_map(|output| match output {
+            Output::Connect { addr, .. } => Some(addr),
+            _ => None,
+        });
+        connects.collect::<Vec<SocketAddr>>()
+    };
+    assert_eq!(dialled(&mut node, 1_100_000), [([10, 0, 0, 9], 19024).into()]);
+}
