@@ -22,7 +22,8 @@ use crate::wire::head::{PageHash, TreeHead, TreeName};
 
 /// How long after the first answer others are waited for: another origin, or another key, must be noticed.
 const MORE: Duration = Duration::from_millis(250);
-/// How long after the first answer of a node that is no origin an origin's is waited for.
+/// How long after a first answer that does not settle it another is waited for: an origin's after a reader's, and where
+/// one state of the tree is wanted, one from whoever shows that.
 const MORE_ORIGIN: Duration = Duration::from_millis(800);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
@@ -188,7 +189,8 @@ pub fn discover_known(
         // ends the wait, too.
         if welcome.origin && !heard_origin {
             heard_origin = true;
-            end = end.min(Instant::now() + MORE);
+            let settled = net.head.is_none_or(|wanted| wanted == welcome.head.root);
+            end = end.min(Instant::now() + if settled { MORE } else { MORE_ORIGIN });
         } else if meant && !heard {
             end = end.min(Instant::now() + MORE_ORIGIN);
         }

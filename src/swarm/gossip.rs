@@ -125,6 +125,8 @@ pub struct Gossip {
     next_ask: Time,
     next_meet: Time,
     next_head: Time,
+    /// The newest head that came. This node has that one, or is pinned to an older one.
+    newest: u64,
     /// The newest that was asked for, and the pause until it is asked for again.
     asked_head: u64,
     head_pause: u64,
@@ -161,6 +163,7 @@ impl Gossip {
             next_ask: now.plus(250_000),
             next_meet: first_join,
             next_head: now,
+            newest: 0,
             asked_head: 0,
             head_pause: HEAD_PAUSE,
             received: 0,

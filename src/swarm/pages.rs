@@ -237,7 +237,7 @@ impl Node {
         let asked = self.pages.wanted.get(&hash).is_some_and(|want| want.asked.is_some_and(|(asked, _)| asked == id));
         let Some(link) = self.links.get(&id).filter(|_| asked) else { return };
         let (origin, sequence) = (self.is_proven(id), link.sequence);
-        if origin && sequence == self.me.sequence {
+        if origin && sequence == self.newest_head() {
             // It has all of the version that it announced, so the page is of another one: whoever waits looks anew.
             return self.give_page_up(hash);
         }

@@ -104,6 +104,11 @@ impl Node {
         self.gossip.measured = self.now;
     }
 
+    /// Of what came, whether it was adopted or not.
+    pub(in crate::swarm) fn newest_head(&self) -> u64 {
+        self.me.sequence.max(self.gossip.newest)
+    }
+
     /// Neighbours are told that there is a newer head; who has an older one asks for it.
     pub(in crate::swarm) fn on_head(&mut self, sequence: u64) {
         self.me.sequence = sequence;
@@ -118,7 +123,7 @@ impl Node {
     /// A neighbour named a sequence: an origin's newer head is asked for, by a question that proves this node's address.
     pub(in crate::swarm) fn compare_sequence(&mut self, id: LinkId, sequence: u64) {
         let Some(link) = self.links.get(&id) else { return };
-        if link.origin && sequence > self.me.sequence && self.now >= self.gossip.next_head {
+        if link.origin && sequence > self.newest_head() && self.now >= self.gossip.next_head {
             if sequence != self.gossip.asked_head {
                 (self.gossip.asked_head, self.gossip.head_pause) = (sequence, HEAD_PAUSE);
             }

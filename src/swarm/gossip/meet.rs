@@ -134,12 +134,25 @@ impl Node {
         if !self.me.origin {
             self.learn_asker(join.node, to);
             let stranger = self.neighbour_links() == 0 && self.now.since(self.gossip.began) < 2 * FIRST_JOIN;
-            if stranger || self.rng.usize(0..self.gossip.known.len().max(1)) >= 3 {
+            let others = self.who_else_could_say();
+            if stranger || self.rng.usize(0..others.max(1)) >= 3 {
                 return;
             }
         }
         let peers = self.some_peers(join.node, from, join.position, self.policy.links.min(MAX_PEERS));
         self.out.push_back(Output::Welcome { to, peers });
+    }
+
+    /// How many can tell what this node can. An older state than the origin's, for which it was pinned, is told by nobody
+    /// but those who show it too.
+    fn who_else_could_say(&self) -> usize {
+        if self.me.sequence == self.newest_head() {
+            return self.gossip.known.len();
+        }
+        let neighbours = self.links.values().filter(|link| link.greeted && !link.origin);
+        let alike = neighbours.clone().filter(|link| link.sequence == self.me.sequence).count();
+        let there = self.gossip.known.values().filter(|known| known.tries == 0).count();
+        there * alike / neighbours.count().max(1)
     }
 
     pub(in crate::swarm) fn on_welcome(&mut self, from: SocketAddr, welcome: Welcome) {
@@ -148,7 +161,7 @@ impl Node {
         self.forget_namesakes(welcome.node, addr);
         self.learn_peer(welcome.node, addr, welcome.origin);
         if !self.me.origin {
-            self.me.sequence = self.me.sequence.max(welcome.head.sequence);
+            self.gossip.newest = self.gossip.newest.max(welcome.head.sequence);
         }
         if welcome.origin
             && let Some(known) = self.gossip.known.get_mut(&welcome.node)

@@ -55,6 +55,34 @@ fn a_broadcast_is_answered_by_about_three_of_those_who_know_somebody() {
     assert!(node.known_peers().any(|peer| peer == NodeId(99)), "who asks is heard of");
 }
 
+/// Who asked for a state that the origin shows no more heard of it only by luck, where many were known.
+#[test]
+fn a_state_that_the_origin_shows_no_more_is_told_by_those_who_show_it() {
+    let mut bench = Bench::new();
+    for peer in 0..150u8 {
+        bench.node.learn_peer(NodeId(1000 + u64::from(peer)), ([10, 0, 1, peer], 19024).into(), false);
+    }
+    let neighbours: Vec<LinkId> = (10..12).map(|node| bench.link(node, false, vec![])).collect();
+    bench.wait(1_000_000);
+    let says = |bench: &mut Bench, sequence| {
+        for link in neighbours.clone() {
+            bench.frame(link, Frame::State(State { sequence, ..State::default() }));
+        }
+        bench.now += 1_000;
+        answers(&mut bench.node, Time(bench.now))
+    };
+    assert!(says(&mut bench, 1) < 20, "all show the same");
+    let key = OriginKey::from_seed(&[1; 32]);
+    let totals = crate::wire::head::Totals::default();
+    let head = crate::wire::head::TreeHead::sign(hello(1, false).tree, 2, hash(7), 0, totals, &key);
+    let welcome = Welcome { node: NodeId(2), port: 19024, origin: true, head, peers: vec![] };
+    bench.give(Input::Welcome { from: ([10, 0, 0, 2], 19024).into(), welcome: Box::new(welcome) });
+    assert_eq!(says(&mut bench, 2), 100, "its neighbours have gone on, and it was not told to");
+    assert!((1..20).contains(&says(&mut bench, 1)), "its neighbours were not told to either");
+    bench.give(Input::Head { sequence: 2 });
+    assert!(says(&mut bench, 2) < 20, "it has gone on as well");
+}
+
 /// A JOIN's source can be forged: one that was believed could have all nodes of a swarm call one address again and again.
 #[test]
 fn who_asks_again_under_other_names_or_from_elsewhere_is_remembered_once() {
