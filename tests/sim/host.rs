@@ -224,6 +224,8 @@ pub struct Host {
     pub owing: Vec<(LinkId, u32)>,
     /// Whole blocks whose segment's header is not here yet.
     pub unchecked: BTreeMap<SegmentId, Vec<(LinkId, u32, BlockId, bool)>>,
+    /// Blocks kept that the node did not take: it gave their transfers up, and that was not carried out yet.
+    pub untaken: Vec<(LinkId, u32, BlockId)>,
     pub pages: BTreeSet<PageHash>,
     pub readers: Vec<Reader>,
     pub wake_at: Option<u64>,
@@ -314,6 +316,7 @@ impl Host {
             incoming: HashMap::default(),
             owing: Vec::new(),
             unchecked: BTreeMap::new(),
+            untaken: Vec::new(),
             pages: BTreeSet::new(),
             wake_at: None,
             tick_at: None,
@@ -336,6 +339,7 @@ impl Host {
         self.incoming.clear();
         self.owing.clear();
         self.unchecked.clear();
+        self.untaken.clear();
         self.pages.clear();
         self.readers.clear();
         (self.wake_at, self.tick_at) = (None, None);

@@ -521,6 +521,10 @@ impl World {
         while let Some(output) = self.hosts[host].node.as_mut().and_then(Node::poll_output) {
             self.carry_out(host, output);
         }
+        for (link, transfer, block) in std::mem::take(&mut self.hosts[host].untaken) {
+            let expected = self.hosts[host].incoming.contains_key(&(link, transfer));
+            assert!(!expected, "host {host} expected {block:?} and its node knows nothing of it");
+        }
         self.check(host);
         if std::mem::take(&mut self.hosts[host].fresh) {
             for reader in 0..self.hosts[host].readers.len() {
