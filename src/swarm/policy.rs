@@ -37,7 +37,7 @@ pub struct Policy {
     pub per_link: [usize; 3],
     /// Transfers that a reader shows room for, and what it accepts beyond since maps are late.
     pub downloads: usize,
-    /// The latter: below 40 Mbit/s none, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late
+    /// The latter: below 40 Mbit/s, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late
     /// that the last of 32 readers took 1.10 instead of 1.06 of the ideal time.)
     pub downloads_extra: [usize; 3],
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
@@ -110,7 +110,7 @@ impl Policy {
             upload: None,
             per_link: [2, 1, 1],
             downloads: 16,
-            downloads_extra: [0, 4, 4],
+            downloads_extra: [0, 0, 4],
             herd: false,
             crossing: 32,
             pinned: 2,
@@ -165,24 +165,27 @@ impl Policy {
         self.most_links(u64::MAX, origin) + 3 * self.links + MAX_ORIGINS
     }
 
-    /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways. As many are
-    /// opened towards it.
+    /// Links that a node opens to other readers: each costs the acknowledgements of its STATEs, both ways, and may send when
+    /// all do, into one switch port's queue. As many are opened towards it. (Below 480 Mbit/s with all 16 the last of 32
+    /// readers at 100 Mbit/s took 1.07 instead of 1.03.)
     pub fn links(&self, rate: u64) -> usize {
-        if rate < 5_000_000 { self.links / 2 } else { self.links }
+        by_rate([self.links / 2, self.links * 3 / 4, self.links], rate)
     }
 
-    /// Blocks in a piece at a rate in bytes a second: about 10 ms of it, 64 KiB at 25 Mbit/s, 128 KiB at 100 Mbit/s,
+    /// Blocks in a piece at a rate in bytes a second: 7.5 to 15 ms of it. 64 KiB at 25 Mbit/s, 128 KiB at 100 Mbit/s,
     /// 1 MiB at 1 Gbit/s.
     pub fn piece(&self, rate: u64) -> u32 {
-        let blocks = (rate / 100 / BLOCK as u64 * 5 / 4).clamp(2, self.most_piece as u64) as u32;
-        blocks.next_power_of_two().min(self.most_piece)
+        let blocks = (rate / 200 * 3 / BLOCK as u64).clamp(2, self.most_piece as u64) as u32;
+        1 << blocks.ilog2()
     }
 
     /// What a transfer of so many bytes counts, in eighths of a whole piece: many small files travel at once where one
-    /// piece of a large one would.
+    /// piece of a large one would. Half a piece counts as a whole one: it is one to neighbours just under the next length,
+    /// and whoever took twice as many of theirs would take them from others. (The last of 32 readers at 300 Mbit/s took
+    /// 1.12 instead of 1.04 of one reader's time.)
     pub fn weight(&self, bytes: u64, rate: u64) -> usize {
         let piece = self.piece(rate) as u64 * BLOCK as u64;
-        (bytes * WHOLE as u64).div_ceil(piece).clamp(1, WHOLE as u64) as usize
+        (2 * bytes * WHOLE as u64).div_ceil(piece).clamp(1, WHOLE as u64) as usize
     }
 
     /// Bytes that a link's kernel queue may hold unsent: control waits behind them, about a millisecond; on a fast link
@@ -289,13 +292,14 @@ mod tests {
     fn small_transfers_weigh_less_than_a_piece_and_none_weighs_nothing() {
         let policy = Policy::with_budget(256 << 20);
         let weights = [1, 16 << 10, 64 << 10, 1 << 20].map(|bytes| policy.weight(bytes, 12_500_000));
-        assert_eq!(weights, [1, 1, 4, 8]);
+        assert_eq!(weights, [1, 2, 8, 8]);
     }
 
     #[test]
     fn pieces_follow_the_rate() {
         let policy = Policy::with_budget(256 << 20);
         let kib = |mbit: u64| policy.piece(mbit * 1_000_000 / 8) * BLOCK / 1024;
-        assert_eq!([kib(0), kib(25), kib(100), kib(1_000), kib(100_000)], [64, 64, 128, 1024, 1024]);
+        let lengths = [kib(0), kib(25), kib(100), kib(400), kib(1_000), kib(u64::MAX / 1_000_000)];
+        assert_eq!(lengths, [64, 64, 128, 512, 1024, 1024]);
     }
 }
