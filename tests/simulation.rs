@@ -315,8 +315,8 @@ fn readers_a_few_seconds_apart_are_served_by_those_ahead() {
     assert!(copies(&world, size) < 1.1, "{} copies", copies(&world, size));
 }
 
-/// Two racks, each behind a link that carries four of its fourteen readers. (Measured: 8.5 copies crossed, and 10.3 if
-/// nobody asked for racks; at 1 Gbit/s, where 16 links are kept, half as many.)
+/// Two racks, each behind a link that carries four of its fourteen readers. (Measured: 6.8 copies crossed, and 10.3 if
+/// nobody asked for racks.)
 #[test]
 fn most_of_what_a_rack_needs_it_gets_inside() {
     let (size, rate) = (32 * MIB, mbit(100));
@@ -334,7 +334,7 @@ fn most_of_what_a_rack_needs_it_gets_inside() {
         world.crossed as f64 / size as f64
     };
     let (known, unknown) = (crossed(policy(160).outside), crossed(policy(160).links));
-    assert!(known < unknown * 0.9, "{known:.1} of 28 copies crossed, and {unknown:.1} if nobody asks for racks");
+    assert!(known < unknown * 0.7, "{known:.1} of 28 copies crossed, and {unknown:.1} if nobody asks for racks");
 }
 
 #[test]

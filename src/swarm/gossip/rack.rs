@@ -42,7 +42,7 @@ impl Node {
     /// in this one; then this rack's; then, if those are too few, the others.
     pub(super) fn own_rack_first(&self, candidates: Vec<(NodeId, SocketAddr)>) -> Vec<(NodeId, SocketAddr)> {
         let crosses = |link: &&Link| link.opened_by_me && !link.origin && self.is_outside(link.addr);
-        let more = self.policy.outside.saturating_sub(self.links.values().filter(crosses).count());
+        let more = self.policy.outside(self.gossip.rate()).saturating_sub(self.links.values().filter(crosses).count());
         let is_origin = |node: &NodeId| self.gossip.known.get(node).is_some_and(|known| known.origin);
         let (mut order, inside): (Vec<_>, Vec<_>) =
             candidates.into_iter().partition(|(node, addr)| self.is_outside(*addr) && !is_origin(node));

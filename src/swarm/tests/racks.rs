@@ -69,7 +69,7 @@ fn outside(dialled: &[(LinkId, SocketAddr)]) -> usize {
 fn most_links_stay_in_the_rack_and_some_lead_out_of_it() {
     let (bench, dialled) = Bench::named(named(), Some(RACK));
     assert!(dialled.len() >= 7, "{dialled:?}");
-    assert_eq!(outside(&dialled), bench.node.policy.outside, "{dialled:?}");
+    assert_eq!(outside(&dialled), bench.node.policy.outside(0), "{dialled:?}");
 }
 
 /// A thousand machines in one /16 have all sorts of third numbers.
@@ -98,7 +98,7 @@ fn names_of_nobody_in_the_rack_leave_the_links_that_lead_out_of_it() {
     let mut outputs = bench.frame(liar, Frame::Peers((1..=20).map(|host| peer([10, 1, 1, host])).collect()));
     outputs.extend(bench.wait(1_000_000));
     let tried = outputs.iter().filter(|output| matches!(output, Output::Connect { addr, .. } if crosses(addr)));
-    assert_eq!(tried.count(), bench.node.policy.outside);
+    assert_eq!(tried.count(), bench.node.policy.outside(0));
 }
 
 /// Whoever was offered something first, of one in this /24 that is so many blocks ahead and of one in another.
