@@ -24,6 +24,9 @@ use slide::slide;
 
 /// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
+/// Of how many of them one goes when another is to be remembered: to look through all for each who asks would be work
+/// that a stranger can have done.
+const COMPARED: usize = 8;
 /// Blocks between two positions that let one serve the other: half a cache of eight chunks.
 const NEAR: u64 = 4 * BLOCKS_PER_CHUNK as u64;
 pub const FIRST_JOIN: u64 = 100_000;

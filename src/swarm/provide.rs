@@ -23,9 +23,10 @@ mod send;
 const SHORT_FRAME: u32 = 16 * 1024;
 const LONG_FRAME: u32 = crate::chunk::BLOCK;
 const FAST: u64 = 60_000_000;
-/// The part of an origin's first copies that it sends beside them to who is slow, and bytes that are saved up of it.
-const FOR_SLOW: i64 = 16;
-const MOST_FOR_SLOW: i64 = 1 << 20;
+/// The part of an origin's first copies that it sends beside them to who waits for what others have, and bytes that are
+/// saved up of it.
+const FOR_STARVING: i64 = 16;
+const MOST_FOR_STARVING: i64 = 1 << 20;
 /// Segments that an origin reads at once: one is hashed while the next is read.
 pub const PREPARING: usize = 4;
 /// Transfers that one neighbour may pull at once.
@@ -69,8 +70,8 @@ pub struct Provide {
     waiting: BTreeSet<LinkId>,
     /// What an origin began to send lately, the oldest in front.
     sent: VecDeque<(Time, Run)>,
-    /// Bytes that it may send once more to who is slow.
-    for_slow: i64,
+    /// Bytes that it may send once more to who waits for what others have: to who keeps up, and to who is slow.
+    for_starving: [i64; 2],
     /// What it ever sent, and the zeros that it told of.
     out: BTreeMap<ChunkId, Bits>,
 }

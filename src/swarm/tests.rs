@@ -4,6 +4,7 @@ use super::*;
 use crate::keys::OriginKey;
 use crate::wire::frame::{NodeId, State, WANTED};
 
+mod crowd;
 mod liars;
 mod meeting;
 mod racks;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
+use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
 use crate::swarm::Node;
 use crate::swarm::link::Link;
 use crate::wire::datagram::Peer;
@@ -74,10 +74,13 @@ impl Node {
         }
     }
 
-    /// Makes room for another peer: the one that failed most often goes, of equals no origin.
+    /// Makes room for another peer: of a few at random the one goes that failed most often, of equals no origin. So each node
+    /// of a crowd that is larger than the table remembers others of it, and nobody can choose a name that stays.
     pub(super) fn forget_worst_peer(&mut self) {
         let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
-        let free = self.gossip.known.iter().filter(|(node, _)| !linked(node));
+        let start = self.rng.usize(0..self.gossip.known.len().max(1));
+        let known = self.gossip.known.iter().skip(start).chain(self.gossip.known.iter().take(start));
+        let free = known.filter(|(node, _)| !linked(node)).take(COMPARED);
         let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
         if let Some(node) = worst {
             self.gossip.forget(node);

@@ -153,21 +153,24 @@ impl Node {
             held.iter().any(|block| self.provide.copies.of(chunk, block) > own(chunk, block))
         });
         let put_off = |node: &mut Node| node.provide.was_sent(run, node.now, node.fresh()) && node.puts_off(id, run);
-        copied && (!starving || put_off(self) || !self.may_slow_have(id, run))
+        copied && (!starving || put_off(self) || !self.may_have_again(id, run))
     }
 
-    /// Whether an asker can have once more what others have. Who reads through a file and is slow falls out of everybody's
-    /// memory and asks for all of it; as long as first copies are due, which bound everybody, such get a small part of what
-    /// is sent. Who jumps about asks for little.
-    fn may_slow_have(&mut self, id: LinkId, run: Run) -> bool {
+    /// Whether an asker can have once more what others have. As long as first copies are due, which bound everybody, such
+    /// copies are a small part of what is sent: who is slow falls out of everybody's memory and asks for all of it, and in a
+    /// large crowd each waits longer for some piece than any of them can know to be patient. (Without that 200 readers at
+    /// 25 Mbit/s took 1.19 instead of 1.15 of one reader's time.) Who jumps about asks for little.
+    fn may_have_again(&mut self, id: LinkId, run: Run) -> bool {
         let median = self.median_rate();
-        let slow = self.links.get(&id).is_some_and(|link| !link.window.is_empty() && link.is_slow(median));
-        if !slow || self.links.values().all(|link| link.offered() == 0) {
+        let Some(link) = self.links.get(&id).filter(|link| !link.window.is_empty()) else { return true };
+        if self.links.values().all(|link| link.offered() == 0) {
             return true;
         }
-        let may = self.provide.for_slow > 0;
+        // Those who are slow use theirs up.
+        let left = &mut self.provide.for_starving[usize::from(link.is_slow(median))];
+        let may = *left > 0;
         if may {
-            self.provide.for_slow -= i64::from(run.count) * i64::from(BLOCK);
+            *left -= i64::from(run.count) * i64::from(BLOCK);
         }
         may
     }

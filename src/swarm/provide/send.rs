@@ -1,7 +1,7 @@
 //! Uploads under way: whose turn it is, and the next frame.
 
-use super::{FAST, FOR_SLOW, LONG_FRAME, MOST_FOR_SLOW, SHORT_FRAME};
-use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, block_len};
+use super::{FAST, FOR_STARVING, LONG_FRAME, MOST_FOR_STARVING, SHORT_FRAME};
+use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, SegmentId, block_len};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::by_chunk;
 use crate::swarm::{LinkId, Node, Transmit};
@@ -78,10 +78,12 @@ impl Node {
         let origin = self.me.origin;
         let mut found = None;
         let (mut ended, mut whole) = (0, false);
+        let mut zeros: Vec<SegmentId> = Vec::new();
         let link = self.links.get_mut(&id)?;
         let mut index = 0;
         while let Some(upload) = link.uploads.get_mut(index) {
             let at = |next: u32| BlockId { object: upload.run.object, index: next };
+            let begun = upload.has_begun();
             while upload.next < upload.run.end() && self.store.is_zero(at(upload.next)) {
                 upload.next += 1;
             }
@@ -106,6 +108,10 @@ impl Node {
             }
             if over {
                 ended += upload.weight;
+                if upload.transfer & WANTED != 0 && !begun {
+                    // Nothing but zeros, which the header tells: who asks for it with the first bytes would wait for ever.
+                    zeros.push(at(upload.run.first).segment());
+                }
                 link.uploads.remove(index);
             } else {
                 index += 1;
@@ -125,10 +131,14 @@ impl Node {
                 self.provide.note_out(transmit.block.chunk(), Bits::range(block, block + 1));
             }
             if origin && transmit.transfer & WANTED == 0 {
-                let more = self.provide.for_slow + i64::from(transmit.len) / FOR_SLOW;
-                self.provide.for_slow = more.min(MOST_FOR_SLOW);
+                for left in &mut self.provide.for_starving {
+                    *left = (*left + i64::from(transmit.len) / FOR_STARVING).min(MOST_FOR_STARVING);
+                }
             }
             self.gossip.count_sent(transmit.len as u64);
+        }
+        for segment in zeros {
+            self.send_header(id, segment);
         }
         found
     }

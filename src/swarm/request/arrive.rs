@@ -87,10 +87,13 @@ impl Node {
             if !download.started {
                 download.advanced = now;
             }
-            download.started = true;
+            let began = !std::mem::replace(&mut download.started, true);
             let run = download.run;
             if answered && !download.is_uncertain() {
                 self.tell_awaited(run);
+            }
+            if began && !self.requests.headers.contains_key(&segment_of(run)) {
+                self.ask_header(id, segment_of(run));
             }
         }
     }

@@ -47,6 +47,10 @@ impl Node {
         let piece = self.policy.piece(self.gossip.rate());
         let window = self.requests.window.clone();
         let pulled = self.pulls_under_way();
+        if self.gossip.best_rate() == 0 {
+            // One pull shows whether the origin is there for this node alone.
+            room = room.min(1usize.saturating_sub(pulled));
+        }
         if self.requests.downloads.len() > pulled {
             // Offers come: only what they leave out is pulled, a little at a time, since the origin is everybody's.
             room = room.min((self.policy.urgent as usize).saturating_sub(pulled));
@@ -131,7 +135,8 @@ impl Node {
         let origin = origins.min_by_key(|(_, link)| (!link.is_proven(), link.record.broken)).map(|(id, _)| *id);
         // What a stranger says it has is believed where nobody else is there, or by who jumps about: an origin alone would
         // have to serve all of those.
-        let believes = origin.is_none() || !self.requests.in_window(chunk).get(block);
+        let jumps = !self.requests.in_window(chunk).get(block);
+        let believes = origin.is_none() || jumps;
         let mut holders: Vec<(usize, LinkId)> = self
             .links
             .iter()
@@ -148,7 +153,11 @@ impl Node {
         }
         self.requests.next_want = (self.requests.next_want + 1) & !WANTED;
         self.send(id, Frame::Want { transfer, starving, run });
-        self.ask_header(id, segment);
+        // An origin refuses a crowd that begins what it reads on in; their headers alone would keep it busy. (With 100 readers
+        // at 25 Mbit/s for a second.) They are asked for when it sends.
+        if jumps || Some(id) != origin {
+            self.ask_header(id, segment);
+        }
         true
     }
 

@@ -105,3 +105,23 @@ fn who_asks_again_under_other_names_or_from_elsewhere_is_remembered_once() {
     };
     assert_eq!(dialled(&mut node, 1_100_000), [([10, 0, 0, 9], 19024).into()]);
 }
+
+#[test]
+fn of_a_crowd_that_is_too_large_to_remember_each_node_remembers_others() {
+    let remembers = |seed| {
+        let mut node = fresh(seed);
+        let origin = NodeId(9_999);
+        node.learn_peer(origin, ([10, 0, 9, 1], 19024).into(), true);
+        for number in 0..8_000u64 {
+            let addr = ([10, 1, (number / 250) as u8, (number % 250) as u8], 19024).into();
+            node.learn_peer(NodeId(10_000 + number), addr, false);
+        }
+        let known: BTreeSet<NodeId> = node.known_peers().collect();
+        assert!(known.contains(&origin), "an origin goes after all others");
+        known
+    };
+    let (one, other) = (remembers(1), remembers(2));
+    let (shared, first) = (one.intersection(&other).count(), one.iter().filter(|node| node.0 < 14_000).count());
+    assert!(shared < one.len() * 7 / 10, "{shared} of {} are known to both", one.len());
+    assert!(first > one.len() / 20, "{first} of {} are of the first half", one.len());
+}

@@ -1,4 +1,4 @@
-//! What who is slow may cost all others.
+//! What those who are slow or starve may cost all others.
 
 use super::*;
 
@@ -18,9 +18,10 @@ fn sent_again(bench: &mut Bench, link: LinkId, blocks: std::ops::Range<u32>) -> 
 }
 
 /// Of 250 readers 25 at a tenth of the rate fell out of everybody's memory and had five copies sent to them by the
-/// origin: the others took 1.15 instead of 1.05 of the ideal time.
+/// origin: the others took 1.15 instead of 1.05 of the ideal time. Of 200 at 25 Mbit/s all starved at once for pieces that
+/// others had, and had 27 sent before the next first copy.
 #[test]
-fn who_is_slow_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_copies() {
+fn who_starves_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_copies() {
     let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
     let readers = [2, 3, 4].map(|node| bench.link(node, false, vec![]));
     let [first, other, slow] = readers;
@@ -50,7 +51,7 @@ fn who_is_slow_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_co
         bench.wait(100_000);
     }
     assert_eq!(sent_again(&mut bench, slow, 0..3), [0], "a sixteenth of it, and no part of a block");
-    assert_eq!(sent_again(&mut bench, other, 4..6), [4, 5], "who keeps up has what it asks for");
+    assert_eq!(sent_again(&mut bench, other, 4..6), [4], "as much for those who keep up");
     tell(&mut bench, slow, vec![], 10_000);
     assert_eq!(sent_again(&mut bench, slow, 3..4), [3], "who jumps about, too");
     tell(&mut bench, slow, vec![run(0, 1)], 10_000);
