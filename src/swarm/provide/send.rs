@@ -131,8 +131,8 @@ impl Node {
                 self.provide.note_out(transmit.block.chunk(), Bits::range(block, block + 1));
             }
             if origin && transmit.transfer & WANTED == 0 {
-                for left in &mut self.provide.for_starving {
-                    *left = (*left + i64::from(transmit.len) / FOR_STARVING).min(MOST_FOR_STARVING);
+                for (left, part) in self.provide.for_starving.iter_mut().zip(FOR_STARVING) {
+                    *left = (*left + i64::from(transmit.len) / part).min(MOST_FOR_STARVING);
                 }
             }
             self.gossip.count_sent(transmit.len as u64);
