@@ -92,7 +92,7 @@ impl Node {
             if answered && !download.is_uncertain() {
                 self.tell_awaited(run);
             }
-            if began && !self.requests.headers.contains_key(&segment_of(run)) {
+            if began {
                 self.ask_header(id, segment_of(run));
             }
         }
