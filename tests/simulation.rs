@@ -78,6 +78,7 @@ fn the_mesh_is_as_fast_as_expected() {
         (32, 64, 25),
         (32, 64, 100),
         (32, 64, 300),
+        (100, 32, 25),
     ];
     let expected = include_str!("sim/expected.txt");
     let (mut table, mut differs) = (String::new(), false);
