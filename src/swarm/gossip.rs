@@ -22,7 +22,7 @@ mod slide;
 pub use rack::Subnet;
 use slide::slide;
 
-/// Peers remembered; beyond, the one that answered least is forgotten. A rack row is a thousand.
+/// Peers remembered; beyond, of a few at random the one that failed most often is forgotten. A rack row is a thousand.
 const MAX_KNOWN: usize = 2048;
 /// Of how many of them one goes when another is to be remembered: to look through all for each who asks would be work
 /// that a stranger can have done.

@@ -51,7 +51,11 @@ fn who_starves_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_co
         bench.wait(100_000);
     }
     assert_eq!(sent_again(&mut bench, slow, 0..3), [0], "a sixteenth of it, and no part of a block");
-    assert_eq!(sent_again(&mut bench, other, 4..6), [4], "as much for those who keep up");
+    assert_eq!(
+        sent_again(&mut bench, other, 4..6),
+        [4],
+        "who keeps up has a part of its own, which the slow one did not use up"
+    );
     tell(&mut bench, slow, vec![], 10_000);
     assert_eq!(sent_again(&mut bench, slow, 3..4), [3], "who jumps about, too");
     tell(&mut bench, slow, vec![run(0, 1)], 10_000);
