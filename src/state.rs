@@ -20,9 +20,11 @@ use crate::wire::head::TreeName;
 
 mod key;
 mod known;
+mod lock;
 
 pub use key::{Exported, Imported, KeyText};
 pub use known::Known;
+pub use lock::Lock;
 
 /// Longest of the small text files read here.
 const MAX_TEXT: u64 = 256;

@@ -10,7 +10,6 @@ use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -23,6 +22,7 @@ use thiserror::Error;
 use super::handed;
 use super::mountinfo::{self, Device};
 use crate::settings::Shown;
+use crate::state::Lock;
 
 /// The type that mountinfo shows. Nothing of another type is ever unmounted.
 pub const KIND: &str = "fuse.swarmfs";
@@ -242,22 +242,18 @@ fn clear_dead(settings: &Settings, point: &File, path: &Path) -> Result<bool, Mo
 
 /// Two mounts at once on one point would stack. Held while one is being made; without a runtime directory there is no
 /// lock, and the second one finds the first in mountinfo unless both came within the same millisecond.
-fn lock(path: &Path) -> Result<Option<File>, MountError> {
+fn lock(path: &Path) -> Result<Option<Lock>, MountError> {
     let Some(dir) = runtime_dir() else { return Ok(None) };
     let name = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    let file = std::fs::create_dir_all(&dir).and_then(|()| {
-        File::options().create(true).append(true).mode(0o600).open(dir.join(format!("{}.mounting", &name[..16])))
-    });
-    let file = match file {
-        Ok(file) => file,
+    let locked =
+        std::fs::create_dir_all(&dir).and_then(|()| Lock::take(&dir.join(format!("{}.mounting", &name[..16]))));
+    match locked {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(MountError::Racing(path.to_owned())),
         Err(error) => {
             tracing::debug!(dir = %dir.display(), %error, "no lock against a second mount at the same moment");
-            return Ok(None);
+            Ok(None)
         }
-    };
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(_) => Err(MountError::Racing(path.to_owned())),
     }
 }
 

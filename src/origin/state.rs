@@ -6,19 +6,17 @@
 //! trees/NAME/headers      see `headers`
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use tracing::warn;
 
-use crate::state::{StateDir, StateError, checked, hex, read_text, replace, unchecked, unhex, unusable};
+use crate::state::{Lock, StateDir, StateError, checked, hex, read_text, replace, unchecked, unhex, unusable};
 use crate::wire::head::{PageHash, TreeName};
 
 /// What is kept about one tree while it is served.
 pub struct TreeState {
     dir: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl TreeState {
@@ -26,17 +24,9 @@ impl TreeState {
     pub fn open(state: &StateDir, name: &TreeName) -> Result<TreeState, StateError> {
         let dir = state.of_tree(name)?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| unusable(&path, source))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(TreeState { dir, _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::InUse(name.clone())),
-            Err(error) => Err(unusable(&path, error.into())),
+        match Lock::take(&path).map_err(|source| unusable(&path, source))? {
+            Some(lock) => Ok(TreeState { dir, _lock: lock }),
+            None => Err(StateError::InUse(name.clone())),
         }
     }
 
