@@ -271,7 +271,7 @@ fn trace(world: &mut World, step: u64, end: u64) {
         let mut done: Vec<u64> = now.0[1..].iter().map(|bytes| bytes >> 20).collect();
         done.sort_unstable();
         println!(
-            "{:8.3} s, origin {:4}; {} read {:?}, mean {}; {} .. {} MiB; dropped {}",
+            "{:8.3} s, origin {:4}; {} read {:?}, mean {}; {} .. {} MiB; dropped {}, broadcasts {}",
             world.now as f64 / 1e9,
             (now.1 - before.1) * 1000 / full(0),
             rates.len(),
@@ -281,6 +281,7 @@ fn trace(world: &mut World, step: u64, end: u64) {
             done[0],
             done[done.len() - 1],
             world.hosts.iter().map(|host| host.count.dropped_pieces).sum::<u64>(),
+            world.broadcasts,
         );
         before = now;
     }

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use indexmap::IndexMap;
+
 use super::bits::Bits;
 use super::link::by_chunk;
 use super::policy::WHOLE;
@@ -106,9 +108,9 @@ pub struct Gossip {
     began: Time,
     /// The network that this node's last connection was made from.
     subnet: Option<Subnet>,
-    known: BTreeMap<NodeId, Known>,
+    known: IndexMap<NodeId, Known>,
     /// How many of them have an address: of a thousand who are heard hardly one has another's.
-    at: BTreeMap<SocketAddr, u32>,
+    at: IndexMap<SocketAddr, u32>,
     /// What neighbours were told last and what changed since; the same of origins, which are told less often.
     neighbours: Told,
     origins: Told,
@@ -149,8 +151,8 @@ impl Gossip {
             last_tick: now,
             began: now,
             subnet: None,
-            known: BTreeMap::new(),
-            at: BTreeMap::new(),
+            known: IndexMap::new(),
+            at: IndexMap::new(),
             neighbours: Told::default(),
             origins: Told::default(),
             reported_blocks: 0,

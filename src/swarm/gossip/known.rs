@@ -1,5 +1,6 @@
 //! The peers that are remembered, linked or not, and who is named to others.
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 
 use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
@@ -10,7 +11,7 @@ use crate::wire::frame::NodeId;
 
 impl Gossip {
     fn forget(&mut self, node: NodeId) {
-        if let Some(known) = self.known.remove(&node) {
+        if let Some(known) = self.known.swap_remove(&node) {
             self.leave(known.addr);
         }
     }
@@ -20,7 +21,7 @@ impl Gossip {
         if let Some(count) = self.at.get_mut(&addr) {
             *count -= 1;
             if *count == 0 {
-                self.at.remove(&addr);
+                self.at.swap_remove(&addr);
             }
         }
     }
@@ -67,7 +68,7 @@ impl Node {
         let itself = self.gossip.known.get(&node).is_some_and(|known| known.addr == addr);
         if self.gossip.at.get(&addr).copied().unwrap_or(0) > itself as u32 {
             self.gossip.known.retain(|other, known| *other == node || known.addr != addr);
-            self.gossip.at.remove(&addr);
+            self.gossip.at.swap_remove(&addr);
             if itself {
                 self.gossip.at.insert(addr, 1);
             }
@@ -77,11 +78,14 @@ impl Node {
     /// Makes room for another peer: of a few at random the one goes that failed most often, of equals no origin. So each node
     /// of a crowd that is larger than the table remembers others of it, and nobody can choose a name that stays.
     pub(super) fn forget_worst_peer(&mut self) {
+        let count = self.gossip.known.len();
+        let start = self.rng.usize(0..count.max(1));
+        let known = (0..count).filter_map(|step| self.gossip.known.get_index((start + step) % count));
+        let mut few: Vec<(&NodeId, &Known)> = known.take(COMPARED).collect();
+        few.sort_unstable_by_key(|(_, known)| Reverse((known.tries, !known.origin)));
         let linked = |node: &NodeId| self.links.values().any(|link| link.greeted && link.peer == *node);
-        let start = self.rng.usize(0..self.gossip.known.len().max(1));
-        let known = self.gossip.known.iter().skip(start).chain(self.gossip.known.iter().take(start));
-        let free = known.filter(|(node, _)| !linked(node)).take(COMPARED);
-        let worst = free.max_by_key(|(_, known)| (known.tries, !known.origin)).map(|(node, _)| *node);
+        // Of an origin's all may be linked: their links know them.
+        let worst = few.iter().find(|(node, _)| !linked(node)).or(few.first()).map(|(node, _)| **node);
         if let Some(node) = worst {
             self.gossip.forget(node);
         }
