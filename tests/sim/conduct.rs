@@ -131,7 +131,7 @@ impl World {
     pub(super) fn misbehave_soon(&mut self, host: usize) {
         if !matches!(self.hosts[host].setup.conduct, Honest | Liar) {
             let life = self.hosts[host].life;
-            self.after(TURN, Event::Misbehave(host, life));
+            self.after(TURN, host, Event::Misbehave(host, life));
         }
     }
 
@@ -176,7 +176,7 @@ impl World {
         }
         if conduct == Flap && self.now / (6 * TURN) != (self.now - TURN) / (6 * TURN) {
             self.exit(host);
-            return self.after(2 * TURN, Event::Start(host));
+            return self.after(2 * TURN, host, Event::Start(host));
         }
         self.misbehave_soon(host);
     }

@@ -93,6 +93,20 @@ pub enum Fault {
     Exit(usize),
 }
 
+impl Fault {
+    fn host(self) -> usize {
+        match self {
+            Fault::Crash(host)
+            | Fault::Return(host)
+            | Fault::Pause(host)
+            | Fault::Resume(host)
+            | Fault::Cut(host)
+            | Fault::Join(host)
+            | Fault::Exit(host) => host,
+        }
+    }
+}
+
 enum Event {
     Start(usize),
     /// A link's sender has sent a piece.
@@ -213,6 +227,7 @@ pub fn seed(default: u64) -> u64 {
 
 impl World {
     pub fn new(seed: u64, network: Network) -> World {
+        assert!(network.latency >= queue::LENGTH, "what one host does to another comes in a later stretch");
         let key = OriginKey::from_seed(&[7; 32]);
         let name: TreeName = "tree".parse().expect("a plain name");
         World {
@@ -261,7 +276,7 @@ impl World {
         };
         self.addrs.insert(addr, index);
         self.hosts.push(Host::new(setup, addr, origin));
-        self.after(start, Event::Start(index));
+        self.after(start, index, Event::Start(index));
         index
     }
 
@@ -273,7 +288,7 @@ impl World {
 
     pub fn at(&mut self, time: u64, fault: Fault) {
         self.faults_left += 1;
-        self.after(time - self.now, Event::Fault(fault));
+        self.after(time - self.now, fault.host(), Event::Fault(fault));
     }
 
     /// Somebody on a host waits for a page of the catalogue.
@@ -288,7 +303,6 @@ impl World {
     pub fn run(&mut self, bound: u64) {
         while self.faults_left > 0 || !self.all_done() {
             let Some((time, event)) = self.queue.pop() else { break };
-            assert!(time >= self.now, "time goes back");
             self.now = time;
             if self.now > bound {
                 panic!("not finished within {:.1} s\n{}", bound as f64 / 1e9, self.unfinished());
@@ -298,9 +312,9 @@ impl World {
         assert!(self.all_done(), "nothing happens any more\n{}", self.unfinished());
     }
 
-    /// Runs for a while, whoever is done.
+    /// Runs for a while, whoever is done; every stretch that has begun to its end.
     pub fn run_until(&mut self, time: u64) {
-        while self.queue.next().is_some_and(|due| due <= time) {
+        while self.queue.next().is_some_and(|begins| begins <= time) {
             let Some((due, event)) = self.queue.pop() else { break };
             self.now = due;
             self.happen(event);
@@ -349,8 +363,9 @@ impl World {
         text
     }
 
-    fn after(&mut self, delay: u64, event: Event) {
-        self.queue.push(self.now + delay, event);
+    /// Something that a host will notice.
+    fn after(&mut self, delay: u64, host: usize, event: Event) {
+        self.queue.push(self.now + delay, host, event);
     }
 
     fn time(&self) -> Time {
@@ -507,7 +522,7 @@ impl World {
         if self.hosts[host].wake_at.is_none() {
             self.hosts[host].wake_at = Some(self.now + 30_000);
             let life = self.hosts[host].life;
-            self.after(30_000, Event::Wake(host, life));
+            self.after(30_000, host, Event::Wake(host, life));
         }
     }
 
@@ -540,7 +555,7 @@ impl World {
         if self.hosts[host].tick_at.is_none_or(|at| due < at) {
             self.hosts[host].tick_at = Some(due);
             let life = self.hosts[host].life;
-            self.after(due - self.now, Event::Tick(host, life));
+            self.after(due - self.now, host, Event::Tick(host, life));
         }
     }
 
@@ -638,7 +653,7 @@ impl World {
         // A disk and a hash of 1 GB/s, and a millisecond to begin.
         host.disk_free = host.disk_free.max(self.now) + MS + len;
         let (delay, life) = (host.disk_free - self.now, host.life);
-        self.after(delay, Event::Prepared { host: index, life, segment });
+        self.after(delay, index, Event::Prepared { host: index, life, segment });
     }
 
     fn prepared(&mut self, index: usize, segment: SegmentId) {
@@ -660,7 +675,7 @@ impl World {
     fn read_in(&mut self, host: usize, reader: usize, delay: u64) {
         self.hosts[host].readers[reader].due = Some(self.now + delay);
         let life = self.hosts[host].life;
-        self.after(delay, Event::Read { host, life, reader });
+        self.after(delay, host, Event::Read { host, life, reader });
     }
 
     fn read(&mut self, index: usize, reader: usize) {
@@ -743,7 +758,7 @@ impl World {
         }
         let at = port.through_port(at.min(self.now + self.network.latency), DATAGRAM).max(at);
         let from = self.hosts[from].addr;
-        self.after(at - self.now, Event::Datagram { host: to, from, datagram });
+        self.after(at - self.now, to, Event::Datagram { host: to, from, datagram });
     }
 
     fn datagram(&mut self, host: usize, from: SocketAddr, datagram: &Datagram) {

@@ -217,21 +217,25 @@ pub struct Wire {
     pub owed: u64,
     /// When the switch port towards this host will have sent all that it holds.
     pub port_free: u64,
+    /// The latest time at which somebody wanted to put something into it.
+    looked: u64,
     pub cut: bool,
 }
 
 impl Wire {
     pub fn new(rate: u64) -> Wire {
-        Wire { rate, turns: VecDeque::new(), busy: false, owed: 0, port_free: 0, cut: false }
+        Wire { rate, turns: VecDeque::new(), busy: false, owed: 0, port_free: 0, looked: 0, cut: false }
     }
 
     pub fn takes(&self, bytes: u64) -> u64 {
         bytes * 1_000_000_000 / self.rate
     }
 
-    /// Bytes waiting in the switch port.
-    pub fn queued(&self, now: u64) -> u64 {
-        self.port_free.saturating_sub(now) * self.rate / 1_000_000_000
+    /// Bytes waiting in the switch port. Hosts have their turns one after the other in a stretch of time: what comes from one
+    /// with an earlier clock is as late as what came before it.
+    pub fn queued(&mut self, now: u64) -> u64 {
+        self.looked = self.looked.max(now);
+        self.port_free.saturating_sub(self.looked) * self.rate / 1_000_000_000
     }
 
     /// Puts bytes into the switch port's queue; when they will have left it.

@@ -23,7 +23,7 @@ impl World {
         self.connections.push(Connection::new(from, end(&self.hosts[to], to), self.network.window));
         self.hosts[host].links.insert(link, (index, 0));
         if !self.hosts[host].wire.cut {
-            self.after(self.network.latency, Event::Asked { connection: index });
+            self.after(self.network.latency, to, Event::Asked { connection: index });
         }
     }
 
@@ -46,9 +46,9 @@ impl World {
                 self.connections[connection].ends[1] = End { host: to.host, life, link: Some(link), open: true };
                 self.hosts[to.host].links.insert(link, (connection, 1));
                 self.wake_soon(to.host);
-                self.after(latency, Event::Connected { connection });
+                self.after(latency, from.host, Event::Connected { connection });
             }
-            None => self.after(latency, Event::Reset { connection, side: 0 }),
+            None => self.after(latency, from.host, Event::Reset { connection, side: 0 }),
         }
     }
 
@@ -121,7 +121,7 @@ impl World {
             let bytes = piece.wire() + std::mem::take(&mut wire.owed);
             let takes = wire.takes(bytes);
             self.hosts[host].count.wire_sent += bytes;
-            self.after(takes, Event::Sent { host, connection, side, piece });
+            self.after(takes, host, Event::Sent { host, connection, side, piece });
             self.pump(connection, side);
         }
     }
@@ -134,7 +134,7 @@ impl World {
         if self.hosts[host].wire.cut || self.silent(connection, 1 - side) {
             if self.ours(connection, side) {
                 let delay = self.connections[connection].pipes[side].timeout(now);
-                self.after(delay, Event::Lost { connection, side, piece, round_trip: u64::MAX / 2 });
+                self.after(delay, host, Event::Lost { connection, side, piece, round_trip: u64::MAX / 2 });
             }
             return self.send_next(host);
         }
@@ -145,10 +145,10 @@ impl World {
         if lost || full || waiting + piece.wire() > self.network.port {
             let round_trip = 2 * latency + port.takes(waiting);
             self.hosts[host].count.dropped_pieces += 1;
-            self.after(round_trip, Event::Lost { connection, side, piece, round_trip });
+            self.after(round_trip, host, Event::Lost { connection, side, piece, round_trip });
         } else {
             let at = self.through_switches(host, to, piece.wire());
-            self.after(at - now, Event::Arrived { connection, side, piece });
+            self.after(at - now, to, Event::Arrived { connection, side, piece });
         }
         self.send_next(host);
     }
@@ -165,9 +165,10 @@ impl World {
         out.into_iter().chain(to.filter(|_| crosses).map(|rack| (rack, 1)))
     }
 
-    fn uplink_is_full(&self, from: usize, to: usize, bytes: u64) -> bool {
+    fn uplink_is_full(&mut self, from: usize, to: usize, bytes: u64) -> bool {
+        let (now, port) = (self.now, self.network.port);
         let mut between = self.uplinks_between(from, to);
-        between.any(|(rack, way)| self.uplinks[rack][way].queued(self.now) + bytes > self.network.port)
+        between.any(|(rack, way)| self.uplinks[rack][way].queued(now) + bytes > port)
     }
 
     /// Sends bytes through all switch queues on their way; when they arrive.
@@ -187,13 +188,13 @@ impl World {
             if self.ours(connection, side) {
                 let now = self.now;
                 let delay = self.connections[connection].pipes[side].timeout(now);
-                self.after(delay, Event::Lost { connection, side, piece, round_trip: u64::MAX / 2 });
+                self.after(delay, from, Event::Lost { connection, side, piece, round_trip: u64::MAX / 2 });
             }
             return;
         }
         if !self.ours(connection, 1 - side) {
             // Nobody is there any more.
-            return self.after(self.network.latency, Event::Reset { connection, side });
+            return self.after(self.network.latency, from, Event::Reset { connection, side });
         }
         let bytes = piece.bytes;
         let messages = self.connections[connection].pipes[side].arrived(piece);
@@ -212,7 +213,7 @@ impl World {
         receiver.wire.owed += ACK;
         receiver.count.wire_sent += ACK;
         let at = self.through_switches(to, from, ACK);
-        self.after(at - self.now, Event::Acknowledged { connection, side, bytes });
+        self.after(at - self.now, from, Event::Acknowledged { connection, side, bytes });
         for message in messages.drain(..) {
             // Any of them may have ended the connection.
             let End { link: Some(link), open: true, .. } = self.connections[connection].ends[1 - side] else { return };
@@ -311,9 +312,10 @@ impl World {
 
     /// A driver closes its end.
     pub(super) fn close(&mut self, connection: usize, side: usize) {
+        let other = self.other(connection, side);
         let end = &mut self.connections[connection].ends[side];
         if std::mem::replace(&mut end.open, false) && !self.hosts[end.host].wire.cut {
-            self.after(self.network.latency, Event::Reset { connection, side: 1 - side });
+            self.after(self.network.latency, other, Event::Reset { connection, side: 1 - side });
         }
     }
 
