@@ -66,8 +66,9 @@ pub(super) trait Known {
 pub(super) struct Walk<'a, K> {
     root: &'a Root,
     known: &'a K,
-    /// Files with more than one link, by device and inode: the object of their first path, and what it was made of.
+    /// Regular files with more than one link, by device and inode: the object of their first path, and what it was made of.
     links: HashMap<(u64, u64), (ObjectId, u64, Time)>,
+    met_links: bool,
     report: Report,
     buffer: Vec<u8>,
 }
@@ -77,12 +78,19 @@ type Sink<'a> = dyn FnMut(Row) -> Result<(), NotATree> + 'a;
 
 impl<'a, K: Known> Walk<'a, K> {
     pub fn new(root: &'a Root, known: &'a K) -> Walk<'a, K> {
-        Walk { root, known, links: HashMap::new(), report: Report::default(), buffer: vec![0; XATTR_LIMIT] }
+        Walk {
+            root,
+            known,
+            links: HashMap::new(),
+            met_links: false,
+            report: Report::default(),
+            buffer: vec![0; XATTR_LIMIT],
+        }
     }
 
-    /// Whether any file that was met has more than one link.
+    /// Whether anything that was met, but for directories, has more than one link.
     pub fn met_links(&self) -> bool {
-        !self.links.is_empty()
+        self.met_links
     }
 
     pub fn finish(self) -> Report {
@@ -210,7 +218,9 @@ impl<'a, K: Known> Walk<'a, K> {
         if stat.st_dev != parent.st_dev {
             self.report.mounts += 1;
         }
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        self.met_links |= kind != FileType::Directory && stat.st_nlink > 1;
+        if kind == FileType::RegularFile
             && let Some(standing) = self.known.standing(&join(dir, name), age(attributes_of(&stat).mtime))
         {
             return standing;

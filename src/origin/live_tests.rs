@@ -130,6 +130,19 @@ fn what_nobody_opens_to_write_is_listed_without_being_closed() {
     wait_until("the new size is listed", || ["file", "other name"].iter().all(|name| size(&tree, name) == Some(3)));
 }
 
+#[test]
+fn every_name_of_a_symbolic_link_tells_how_many_there_are() {
+    let served = Served::new();
+    symlink("elsewhere", served.path("link")).unwrap();
+    let (tree, _following) = follow(served.open());
+    let names = |path: &str| row(&tree, path).map(|row| row.attributes().nlink);
+    fs::create_dir(served.path("d")).unwrap();
+    fs::hard_link(served.path("link"), served.path("d/other")).unwrap();
+    wait_until("both names are listed", || (names("link"), names("d/other")) == (Some(2), Some(2)));
+    fs::remove_dir_all(served.path("d")).unwrap();
+    wait_until("the other name is gone", || (names("link"), names("d/other")) == (Some(1), None));
+}
+
 /// Nodes that hold blocks of the version before would show them for this one.
 #[test]
 fn a_file_that_looks_as_one_that_was_read_before_gets_another_generation_at_once() {

@@ -49,7 +49,7 @@ pub(super) struct Snapshot {
     pub head: TreeHead,
     pub pages: HashMap<PageHash, Bytes>,
     pub report: Report,
-    /// Whether any file has more than one name.
+    /// Whether anything but a directory has more than one name.
     links: bool,
 }
 
@@ -275,7 +275,7 @@ impl Tree {
                 fresh = walk.name(path).map_err(fail)?;
             }
             if has_names(&old) || has_names(&fresh) {
-                if same_but_object(&old, &fresh) {
+                if old == fresh || same_but_object(&old, &fresh) {
                     continue;
                 }
                 return Ok(None);
@@ -363,13 +363,13 @@ fn is_directory(row: &Option<Row>) -> bool {
     row.as_ref().is_some_and(|row| *row.kind() == Kind::Directory)
 }
 
-/// Whether a row is of a file with several names.
+/// Whether a row is of something with several names: a regular file, mostly, but a symbolic link can have them, too.
 fn has_names(row: &Option<Row>) -> bool {
     row.as_ref().is_some_and(is_linked)
 }
 
 fn is_linked(row: &Row) -> bool {
-    row.object().is_some() && row.attributes().nlink > 1
+    *row.kind() != Kind::Directory && row.attributes().nlink > 1
 }
 
 /// Whether both are of one regular file whose attributes did not change; its object is that of its first name.
