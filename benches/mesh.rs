@@ -258,10 +258,15 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
 /// Prints what came to the readers in each stretch of time, in thousandths of their links.
 fn trace(world: &mut World, step: u64, end: u64) {
     let received = |world: &World| world.hosts.iter().map(|host| host.count.data_received).collect::<Vec<_>>();
-    let mut before = (received(world), 0);
+    // What an origin's link carries beside blocks: headers, ACKs, control.
+    let else_sent = |world: &World| {
+        let count = &world.hosts[0].count;
+        count.wire_sent.saturating_sub(count.data_sent)
+    };
+    let mut before = (received(world), 0, 0);
     while world.now < end && !world.all_done() {
         world.run_until(world.now + step);
-        let now = (received(world), world.hosts[0].count.data_sent);
+        let now = (received(world), world.hosts[0].count.data_sent, else_sent(world));
         let full = |host: usize| world.hosts[host].setup.rate * step / SECOND;
         let mut rates: Vec<u64> = (1..now.0.len())
             .filter(|host| world.hosts[*host].node.is_some() && !world.hosts[*host].done())
@@ -271,9 +276,10 @@ fn trace(world: &mut World, step: u64, end: u64) {
         let mut done: Vec<u64> = now.0[1..].iter().map(|bytes| bytes >> 20).collect();
         done.sort_unstable();
         println!(
-            "{:8.3} s, origin {:4}; {} read {:?}, mean {}; {} .. {} MiB; dropped {}, broadcasts {}",
+            "{:8.3} s, origin {:4} and {:3} else; {} read {:?}, mean {}; {} .. {} MiB; dropped {}, broadcasts {}",
             world.now as f64 / 1e9,
             (now.1 - before.1) * 1000 / full(0),
+            now.2.saturating_sub(before.2) * 1000 / full(0),
             rates.len(),
             [0, 10, 50, 90, 100]
                 .map(|part| rates.get(rates.len().saturating_sub(1) * part / 100).copied().unwrap_or(0)),

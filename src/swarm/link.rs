@@ -165,6 +165,11 @@ impl Link {
         self.rate > 0 && self.rate * 2 < median
     }
 
+    /// Bytes of blocks came within a time.
+    pub fn has_sent_within(&self, time: u64, now: Time) -> bool {
+        self.last_data > self.born && now.since(self.last_data) < time
+    }
+
     pub fn is_idle(&self) -> bool {
         self.greeted && self.window.is_empty() && self.uploads.is_empty() && self.offers.is_empty()
     }

@@ -118,9 +118,9 @@ impl World {
             }
             let wire = &mut self.hosts[host].wire;
             wire.busy = true;
-            let bytes = piece.wire() + std::mem::take(&mut wire.owed);
-            let takes = wire.takes(bytes);
-            self.hosts[host].count.wire_sent += bytes;
+            let owed = std::mem::take(&mut wire.owed);
+            let takes = wire.takes(piece.wire() + owed);
+            self.hosts[host].count.wire_sent += piece.wire();
             self.after(takes, host, Event::Sent { host, connection, side, piece });
             self.pump(connection, side);
         }

@@ -2,7 +2,7 @@
 
 use super::{FAST, GREETING, HEAD_PAUSE, LAST_HEAD, MEASURED, PROMPT, RISING, SERVED};
 use crate::swarm::link::Link;
-use crate::swarm::{JoinAim, LinkId, Node, Output, Time};
+use crate::swarm::{JoinAim, LinkId, Node, Output};
 use crate::wire::frame::Frame;
 
 impl Node {
@@ -36,11 +36,11 @@ impl Node {
             let heard = if active { link.last_heard.max(link.active_since) } else { link.last_heard };
             let silent = self.now.since(heard);
             // A reader reports to an origin less often than it speaks to others, except while it gets blocks from it: only
-            // those may be nobody else's yet.
-            let lately = |at: Time| self.now.since(at) < SERVED;
-            let rests = link.origin && !lately(link.last_data);
+            // those may be nobody else's yet. An origin, which is never hushed, speaks as seldom: ten thousand links that are
+            // kept alive every 60 ms take a seventh of its own.
+            let rests = self.me.origin || (link.origin && !link.has_sent_within(SERVED, self.now));
             let keepalive = if rests { keepalive.max(2 * self.policy.report) } else { keepalive };
-            let served = link.last_served.is_some_and(lately);
+            let served = link.last_served.is_some_and(|at| self.now.since(at) < SERVED);
             let ignores = link.offers.first().is_some_and(|offer| self.now.since(offer.made) > hush);
             let watched = !link.origin && (!self.me.origin || served || ignores);
             let hushes = active && watched && !link.hushed && silent > hush;

@@ -66,3 +66,34 @@ fn who_asks_an_origin_for_zeros_is_answered_by_their_header() {
         assert_eq!((frames > 0, headers), (zero == 0, zero != 0));
     }
 }
+
+/// How often one who has nothing new says to a link that it is there, in two seconds on a network of 1 Gbit/s.
+fn said(mut bench: Bench, link: LinkId) -> usize {
+    let mut outputs = Vec::new();
+    for _ in 0..8 {
+        outputs.extend(bench.frame(link, Frame::State(State { room: 16, rate: 100_000, ..State::default() })));
+        outputs.extend(bench.wait(250_000));
+    }
+    let is_state =
+        |output: &&Output| matches!(output, Output::Send { link: to, frame: Frame::State(_) } if *to == link);
+    outputs.iter().filter(is_state).count()
+}
+
+/// Neighbours speak every 60 ms there. Ten thousand readers and their origin would take a seventh of its link for that.
+#[test]
+fn an_origin_and_its_readers_seldom_say_that_they_are_there() {
+    let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
+    let reader = bench.link(2, false, vec![run(0, 1024)]);
+    let of_origin = said(bench, reader);
+    let mut bench = Bench::new();
+    let origin = bench.link(2, true, vec![]);
+    bench.read_on();
+    let of_reader = said(bench, origin);
+    let mut bench = Bench::new();
+    let neighbour = bench.link(2, false, vec![run(0, 1024)]);
+    bench.read_on();
+    let of_neighbour = said(bench, neighbour);
+    // After a second of silence they would take each other for dead.
+    assert!((4..=6).contains(&of_origin) && (4..=6).contains(&of_reader), "{of_origin}, {of_reader}");
+    assert!(of_neighbour > 20, "{of_neighbour}");
+}
