@@ -8,7 +8,8 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Ends with its process, or when it is dropped.
+/// Ends with its process, or when it is dropped; by whichever process drops it, so it is taken after the fork into the
+/// background.
 #[derive(Debug)]
 pub struct Lock(File);
 
