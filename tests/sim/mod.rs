@@ -303,6 +303,7 @@ impl World {
     pub fn run(&mut self, bound: u64) {
         while self.faults_left > 0 || !self.all_done() {
             let Some((time, event)) = self.queue.pop() else { break };
+            assert!(time + queue::LENGTH > self.now, "time goes back by no more than a turn");
             self.now = time;
             if self.now > bound {
                 panic!("not finished within {:.1} s\n{}", bound as f64 / 1e9, self.unfinished());
