@@ -46,6 +46,8 @@ pub enum Order {
 
 /// Blocks in one read of a sequential reader: 128 KiB, as the kernel does.
 const READ: u32 = 4;
+/// Blocks that the kernel reads ahead at a time, 2 MiB; when a reader comes to such a stretch the next one is read.
+const READ_AHEAD: u32 = 64;
 /// Blocks ahead that a reader hands down: the swarm cuts them to what it can hold.
 const AHEAD: u32 = 8 * 512;
 /// The window is handed down again when the reader has moved on by this many blocks.
@@ -57,6 +59,8 @@ pub struct Reader {
     file: usize,
     block: u32,
     told: Option<(usize, u32)>,
+    /// The kernel has read the file up to here, or waits for what of it is missing.
+    read: (usize, u32),
     /// The read that waits for its blocks.
     pub waiting: Option<Run>,
     /// Blocks of the read under way, in random order.
@@ -80,6 +84,7 @@ impl Reader {
             file: 0,
             block: 0,
             told: None,
+            read: (0, 0),
             waiting: None,
             target: None,
             random_left,
@@ -111,6 +116,19 @@ impl Reader {
                 Some(*self.target.get_or_insert_with(|| Run { object: object.id, first: rng.u32(0..blocks), count: 1 }))
             }
         }
+    }
+
+    /// What the kernel begins to read now: for who reads through, everything up to the end of the next stretch.
+    pub fn reads(&mut self, tree: &Tree, run: Run) -> Vec<Run> {
+        if self.plan.order != Order::Through {
+            return if self.waiting.is_none() { vec![run] } else { vec![] };
+        }
+        let blocks = tree.find(run.object).map_or(0, |object| swarmfs::chunk::blocks_of(object.size));
+        let end = ((self.block / READ_AHEAD + 2) * READ_AHEAD).min(blocks);
+        let begin = if self.read.0 == self.file { self.read.1.max(self.block) } else { self.block };
+        self.read = (self.file, end);
+        let cut = |first: u32| Run { first, count: READ.min(end - first), ..run };
+        (begin..end).step_by(READ as usize).map(cut).collect()
     }
 
     pub fn advance(&mut self, run: Run) {

@@ -699,13 +699,19 @@ impl World {
         if let Some(window) = host.readers[reader].window(&self.tree) {
             self.input(index, Input::Window { reader: ReaderId(reader as u64), window });
         }
+        let size = self.tree.find(run.object).map_or(0, |object| object.size);
+        let host = &mut self.hosts[index];
+        let reads = host.readers[reader].reads(&self.tree, run);
+        let missing = reads.into_iter().filter(|run| !run.blocks().all(|block| host.has(block)));
+        for run in missing.collect::<Vec<_>>() {
+            self.input(index, Input::demand(run, size));
+        }
         let host = &mut self.hosts[index];
         if run.blocks().all(|block| host.has(block)) {
             let node = host.node.as_ref().expect("only who lives reads");
             for block in run.blocks() {
                 assert!(node.has_block(block), "host {index} reads {block:?}, which its node does not know of");
             }
-            let size = self.tree.find(run.object).map_or(0, |object| object.size);
             let bytes: u64 = run.blocks().map(|block| swarmfs::chunk::block_len(size, block.index) as u64).sum();
             let reader_ = &mut host.readers[reader];
             reader_.first.get_or_insert(self.now);
@@ -715,8 +721,6 @@ impl World {
             self.read_in(index, reader, delay);
         } else if host.readers[reader].waiting.is_none() {
             host.readers[reader].waiting = Some(run);
-            let size = self.tree.find(run.object).map_or(0, |object| object.size);
-            self.input(index, Input::demand(run, size));
         }
     }
 

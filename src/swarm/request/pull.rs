@@ -14,6 +14,7 @@ impl Node {
         if self.me.origin {
             return self.prepare_demands();
         }
+        self.let_read_ahead_wait();
         let mut room = self.policy.pulls.saturating_sub(self.pulls_under_way());
         for (index, demand) in self.requests.demands.clone().into_iter().enumerate() {
             for run in self.missing(demand.run) {
@@ -40,6 +41,20 @@ impl Node {
             self.rebuild_window();
         }
         self.pull_orphans(room);
+    }
+
+    /// A kernel that reads a file ahead asks for 2 MiB and more at once, and nobody waits yet for what follows other reads:
+    /// at 25 Mbit/s they are 0.6 s long. (Pulled after 0.2 s each the last of 32 readers took 1.11 instead of 1.06 of the
+    /// ideal time.)
+    fn let_read_ahead_wait(&mut self) {
+        let demands = &mut self.requests.demands;
+        let mut ends: Vec<_> = demands.iter().map(|demand| (demand.run.object, demand.run.end())).collect();
+        ends.sort_unstable();
+        for demand in demands {
+            if ends.binary_search(&(demand.run.object, demand.run.first)).is_ok() {
+                demand.since = self.now;
+            }
+        }
     }
 
     /// The window's head may be at no neighbour: then, after a while, the origin is asked for it and what follows.
