@@ -312,7 +312,7 @@ fn a_demand_that_was_given_up_is_asked_of_nobody() {
 }
 
 /// Readers of a kernel that reads 2 MiB ahead pulled all of it after 0.2 s: at 25 Mbit/s, where it takes 0.6 s to come,
-/// 32 of them took 1.11 instead of 1.06 of the ideal time, and the origin sent 1.08 copies instead of 1.06.
+/// 32 of them took 1.11 instead of 1.07 of the ideal time, and the origin's link carried 1.083 copies instead of 1.066.
 #[test]
 fn what_a_kernel_reads_ahead_is_pulled_only_when_what_comes_before_is_here() {
     let mut bench = Bench::new();
