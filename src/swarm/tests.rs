@@ -311,34 +311,6 @@ fn a_demand_that_was_given_up_is_asked_of_nobody() {
     assert_eq!(wanted.collect::<Vec<_>>(), [run(64, 4)]);
 }
 
-/// Readers of a kernel that reads 2 MiB ahead pulled all of it after 0.2 s: at 25 Mbit/s, where it takes 0.6 s to come,
-/// 32 of them took 1.11 instead of 1.07 of the ideal time, and the origin's link carried 1.083 copies instead of 1.066.
-#[test]
-fn what_a_kernel_reads_ahead_is_pulled_only_when_what_comes_before_is_here() {
-    let mut bench = Bench::new();
-    let neighbour = holder(&mut bench, 3);
-    bench.node.note_good_block(neighbour);
-    bench.read_on();
-    (0..16).for_each(|read| drop(bench.give(Input::demand(run(4 * read, 4), SIZE))));
-    let wanted = |outputs: Vec<Output>| -> Vec<(u32, Run)> {
-        let wanted = outputs.into_iter().filter_map(|output| match output {
-            Output::Send { frame: Frame::Want { transfer, run, .. }, .. } => Some((transfer, run)),
-            _ => None,
-        });
-        wanted.collect()
-    };
-    let first = wanted(wait_heard(&mut bench, &[neighbour], 400_000));
-    assert_eq!(first.iter().map(|(_, run)| *run).collect::<Vec<_>>(), [run(0, 4)]);
-    let transfer = first[0].0;
-    bench.give(Input::Progress { link: neighbour, transfer, bytes: 100 });
-    for block in run(0, 4).blocks() {
-        bench.give(Input::Header { segment: block.segment(), zero: 0 });
-        bench.give(Input::Block { link: neighbour, transfer, block, good: true });
-    }
-    let second = wanted(wait_heard(&mut bench, &[neighbour], 400_000));
-    assert_eq!(second.iter().map(|(_, run)| *run).collect::<Vec<_>>(), [run(4, 4)]);
-}
-
 #[test]
 fn peers_are_remembered_by_address_and_room_is_made_for_new_ones() {
     let mut bench = Bench::new();
