@@ -48,10 +48,15 @@ impl Node {
     /// ideal time between namespaces, and 1.125 instead of 1.056 in the simulator.)
     fn let_read_ahead_wait(&mut self) {
         let demands = &mut self.requests.demands;
-        let mut ends: Vec<_> = demands.iter().map(|demand| (demand.run.object, demand.run.end())).collect();
-        ends.sort_unstable();
+        let mut runs: Vec<_> =
+            demands.iter().map(|demand| (demand.run.object, demand.run.first, demand.run.end())).collect();
+        runs.sort_unstable();
         for demand in demands {
-            if ends.binary_search(&(demand.run.object, demand.run.first)).is_ok() {
+            let Run { object, first, .. } = demand.run;
+            // Reads need not begin where blocks do: then one has the block in which the one before it ends.
+            let before = runs.partition_point(|(other, begin, _)| (*other, *begin) < (object, first));
+            let follows = runs[..before].last().is_some_and(|(other, _, end)| *other == object && *end >= first);
+            if follows {
                 demand.since = self.now;
             }
         }
