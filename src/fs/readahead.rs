@@ -14,8 +14,8 @@ const FILES: u32 = 64;
 /// Reads this near the furthest byte read go forward. The kernel reads 2 MiB ahead and two threads take its requests,
 /// so they come in some disorder within twice that.
 const NEAR: u64 = 4 * 1024 * 1024;
-/// A stream that began in the middle or jumped goes forward again after so many bytes: two of the kernel's largest
-/// reads, more than a random reader takes in one place.
+/// A stream that began in the middle or jumped goes forward again after so many bytes: more than a random reader takes
+/// in one place.
 const PROVEN: u64 = 256 * 1024;
 
 /// What should happen to a stream's window after a read.
@@ -60,10 +60,17 @@ impl Readahead {
             self.frontier = self.frontier.max(end);
             self.streak += end.saturating_sub(offset);
             self.forward |= offset == 0 || self.streak >= PROVEN;
+            if offset < self.start {
+                // What was handed down began behind this.
+                self.start = offset;
+                self.moved = self.moved.max(STEP);
+            }
         } else {
-            // A jump, or the first read. Whoever starts at the beginning is taken to go on from there.
-            self.started = true;
-            self.forward = offset == 0;
+            // A jump, or the first read. Whoever starts at the beginning is taken to go on from there; the kernel cuts the
+            // first read of a megabyte, with what it reads ahead, in two, and the other half may have been taken first.
+            let first = !std::mem::replace(&mut self.started, true);
+            let half = first && offset < NEAR && end.saturating_sub(offset) >= PROVEN;
+            self.forward = offset == 0 || half;
             self.start = offset;
             self.frontier = end;
             self.streak = end.saturating_sub(offset);
@@ -179,6 +186,15 @@ mod tests {
             }
         }
         assert!(furthest >= 16 * MIB - STEP, "{furthest}");
+    }
+
+    #[test]
+    fn a_first_read_that_the_kernel_cut_in_two_is_followed_from_its_beginning_whichever_half_comes_first() {
+        let mut ahead = Readahead::default();
+        assert_eq!(ahead.read(GIB, MIB, MIB), Advice::Window { from: MIB, here: MIB + AHEAD, beyond: 0 });
+        assert_eq!(ahead.read(GIB, 0, MIB), Advice::Window { from: 0, here: 2 * MIB + AHEAD, beyond: 0 });
+        assert_eq!(Readahead::default().read(GIB, MIB, 128 * KIB), Advice::Keep, "too short for that");
+        assert_eq!(Readahead::default().read(GIB, 8 * MIB, MIB), Advice::Keep, "too far from the beginning");
     }
 
     #[test]

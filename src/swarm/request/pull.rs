@@ -16,6 +16,8 @@ impl Node {
         }
         self.let_read_ahead_wait();
         let mut room = self.policy.pulls.saturating_sub(self.pulls_under_way());
+        let piece = self.policy.piece(self.gossip.rate());
+        let served = self.requests.downloads.len() > self.pulls_under_way();
         for (index, demand) in self.requests.demands.clone().into_iter().enumerate() {
             for run in self.missing(demand.run) {
                 if room == 0 {
@@ -32,7 +34,13 @@ impl Node {
                 if offered && waited < self.policy.patience(0, idle) {
                     continue;
                 }
-                if self.want(run, starving, Some(index)) {
+                // And a piece at a time: what one neighbour owes nobody else brings. (A megabyte that the first of 32 readers at
+                // 25 Mbit/s pulled from the origin took 3.7 s, and everybody starved for it.)
+                if offered && served && self.is_pulled(demand.run) {
+                    continue;
+                }
+                let count = if offered { run.count.min(piece) } else { run.count };
+                if self.want(Run { count, ..run }, starving, Some(index)) {
                     room -= 1;
                 }
             }
@@ -139,6 +147,12 @@ impl Node {
             }
         }
         stretches
+    }
+
+    /// Whether some of a run was asked for and is on its way.
+    fn is_pulled(&self, run: Run) -> bool {
+        let overlaps = |other: &Run| other.object == run.object && other.first < run.end() && run.first < other.end();
+        self.requests.downloads.iter().any(|d| d.transfer & WANTED != 0 && overlaps(&d.run))
     }
 
     pub(super) fn pulls_under_way(&self) -> usize {
