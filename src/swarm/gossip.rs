@@ -262,7 +262,7 @@ fn runs(chunk: ChunkId, bits: &Bits) -> impl Iterator<Item = Run> {
 
 impl Node {
     fn room(&self) -> i16 {
-        let room = (self.policy.downloads * WHOLE) as i64 - self.requests.weight() as i64;
+        let room = (self.policy.downloads(self.gossip.best_rate) * WHOLE) as i64 - self.requests.weight() as i64;
         room.clamp(i16::MIN as i64, i16::MAX as i64) as i16
     }
 

@@ -31,9 +31,9 @@ impl Node {
             Table::new("chunks held", self.store.chunks(), self.policy.budget_blocks as usize),
         ];
         // The least transfers weigh an eighth.
-        let ahead = self.policy.uploads_ahead.iter().max().copied().unwrap_or(0);
-        let offers =
-            (self.policy.uploads.max(self.policy.origin_uploads) + ahead.max(self.policy.origin_ahead)) * WHOLE;
+        let most = |by_rate: [usize; 3]| by_rate.into_iter().max().unwrap_or(0);
+        let (ahead, origin) = (most(self.policy.uploads_ahead), most(self.policy.origin_uploads));
+        let offers = (self.policy.uploads.max(origin) + ahead.max(self.policy.origin_ahead)) * WHOLE;
         type OfLink = (&'static str, fn(&Link) -> usize, usize);
         let each: [OfLink; 5] = [
             ("a link's window", |link| link.window.len(), MAX_WINDOW),

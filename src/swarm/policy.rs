@@ -18,16 +18,20 @@ pub struct Policy {
     /// Blocks in the longest piece, a power of two.
     pub most_piece: u32,
     /// How long changes are gathered before neighbours are told: below 40 Mbit/s, below 480 Mbit/s, above. Half as long
-    /// makes half of all frames out of these, and saves 0.4 % of the time at the most.
+    /// makes half of all frames out of these, and saves 0.4 % of the time at the most; at 25 Mbit/s, where each costs most of
+    /// its link, nothing.
     pub coalesce: [u64; 3],
+    /// The same before the rate was measured.
+    pub coalesce_first: u64,
     /// Bytes that a link's kernel queue may hold unsent, below 480 Mbit/s and above.
     pub unsent: [u32; 2],
     /// Uploads of whole pieces at once over all links, and offers and accepted transfers ahead of them.
     pub uploads: usize,
     /// Those ahead: below 40 Mbit/s, where an answer takes longest, below 480 Mbit/s, above.
     pub uploads_ahead: [usize; 3],
-    /// The same of an origin: more in parallel makes every piece at the front late for everybody.
-    pub origin_uploads: usize,
+    /// The same of an origin: more in parallel makes every piece at the front late for everybody. Below 40 Mbit/s, where its
+    /// link is idle while an answer is on its way, below 480 Mbit/s, above.
+    pub origin_uploads: [usize; 3],
     pub origin_ahead: usize,
     /// Neighbours that data is sent to at once at the most, and bytes a second that may be sent, if somebody said so.
     pub slots: Option<usize>,
@@ -35,10 +39,11 @@ pub struct Policy {
     /// A link carries at least this many transfers before others get more: below 40 Mbit/s, where each is long on its way,
     /// below 480 Mbit/s, above.
     pub per_link: [usize; 3],
-    /// Transfers that a reader shows room for, and what it accepts beyond since maps are late.
-    pub downloads: usize,
-    /// The latter: below 40 Mbit/s, below 480 Mbit/s, above. (Four more on their way at 25 Mbit/s made each so late
-    /// that the last of 32 readers took 1.10 instead of 1.06 of the ideal time.)
+    /// Transfers that a reader shows room for: below 40 Mbit/s, where each is long on its way, below 480 Mbit/s, above. (With
+    /// 16 the last of 32 readers at 25 Mbit/s took 1.056 instead of 1.050 of the ideal time, with 12 it was 1.086.)
+    pub downloads: [usize; 3],
+    /// What it accepts beyond since maps are late. (Four at 25 Mbit/s made each so late that the last of 32 readers took 1.10
+    /// instead of 1.06 of the ideal time.)
     pub downloads_extra: [usize; 3],
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
     /// laggard then. Only the benches ask for it, to show that the simulator shows it.
@@ -101,16 +106,17 @@ impl Policy {
             // A window may straddle one chunk more than it is long, and something behind it must stay for peers.
             window_blocks: (3 * BLOCKS_PER_CHUNK).min(blocks.saturating_sub(BLOCKS_PER_CHUNK) * 4 / 5),
             most_piece: 32,
-            coalesce: [40 * MS, 20 * MS, 10 * MS],
+            coalesce: [80 * MS, 20 * MS, 10 * MS],
+            coalesce_first: 40 * MS,
             unsent: [16 * 1024, 128 * 1024],
             uploads: 4,
             uploads_ahead: [12, 8, 8],
-            origin_uploads: 4,
+            origin_uploads: [6, 4, 4],
             origin_ahead: 3,
             slots: None,
             upload: None,
             per_link: [2, 1, 1],
-            downloads: 16,
+            downloads: [24, 16, 16],
             downloads_extra: [0, 0, 4],
             herd: false,
             crossing: 32,
@@ -212,9 +218,9 @@ impl Policy {
         by_rate(self.fresh, known(rate))
     }
 
-    /// How long changes are gathered at a rate in bytes a second.
+    /// How long changes are gathered at a rate in bytes a second; 0 is not measured yet.
     pub fn coalesce(&self, rate: u64) -> u64 {
-        by_rate(self.coalesce, rate)
+        if rate == 0 { self.coalesce_first } else { by_rate(self.coalesce, rate) }
     }
 
     /// How often a node in use looks what is late at a rate in bytes a second; 0 is not measured yet.
@@ -227,14 +233,25 @@ impl Policy {
         by_rate(self.per_link, rate)
     }
 
+    /// Transfers that a reader shows room for at a rate in bytes a second; 0 is not measured yet.
+    pub fn downloads(&self, rate: u64) -> usize {
+        by_rate(self.downloads, known(rate))
+    }
+
     /// Transfers that a reader has on their way at the most, at a rate in bytes a second.
     pub fn accepted(&self, rate: u64) -> usize {
-        self.downloads + by_rate(self.downloads_extra, rate)
+        self.downloads(rate) + by_rate(self.downloads_extra, rate)
     }
 
     /// The same at any rate.
     pub fn most_accepted(&self) -> usize {
-        self.downloads + self.downloads_extra.into_iter().max().unwrap_or(0)
+        let sums = self.downloads.iter().zip(&self.downloads_extra).map(|(shown, extra)| shown + extra);
+        sums.max().unwrap_or(0)
+    }
+
+    /// Whole pieces that an origin sends at once at a rate in bytes a second; 0 is not measured yet.
+    pub fn origin_uploads(&self, rate: u64) -> usize {
+        by_rate(self.origin_uploads, known(rate))
     }
 
     /// Offers and accepted transfers ahead of those being sent at a rate in bytes a second.

@@ -14,7 +14,7 @@ impl Node {
             self.prepare_owed();
         }
         let limit = if self.me.origin {
-            self.policy.origin_uploads + self.policy.origin_ahead
+            self.policy.origin_uploads(self.gossip.rate()) + self.policy.origin_ahead
         } else {
             self.policy.uploads + self.policy.ahead(self.gossip.rate())
         };
