@@ -42,8 +42,7 @@ pub struct Policy {
     /// Transfers that a reader shows room for: below 40 Mbit/s, where each is long on its way, below 480 Mbit/s, above. (With
     /// 16 the last of 32 readers at 25 Mbit/s took 1.056 instead of 1.050 of the ideal time, with 12 it was 1.086.)
     pub downloads: [usize; 3],
-    /// What it accepts beyond since maps are late. (Four at 25 Mbit/s made each so late that the last of 32 readers took 1.10
-    /// instead of 1.06 of the ideal time.)
+    /// What it accepts beyond, since maps are late: below 40 Mbit/s, below 480 Mbit/s, above.
     pub downloads_extra: [usize; 3],
     /// Offers go to the neighbour with the lowest position instead of the one with the fewest blocks: all push at the same
     /// laggard then. Only the benches ask for it, to show that the simulator shows it.
