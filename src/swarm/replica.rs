@@ -39,6 +39,11 @@ impl Node {
         self.replica = Some(Replica::default());
     }
 
+    /// Whether this is the origin whose heads count.
+    pub(super) fn signs_heads(&self) -> bool {
+        self.me.origin && self.replica.is_none()
+    }
+
     /// Whether the copy is all of what the head names, as far as its catalogue tells.
     pub fn set_complete(&mut self, complete: bool) {
         if let Some(replica) = &mut self.replica {

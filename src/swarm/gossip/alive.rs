@@ -136,8 +136,7 @@ impl Node {
 
     /// Asks once more for a head that an origin named and that has not come: question or answer was lost.
     pub(in crate::swarm) fn ask_for_head(&mut self) {
-        let signs = self.me.origin && self.replica.is_none();
-        if signs || self.now < self.gossip.next_head {
+        if self.signs_heads() || self.now < self.gossip.next_head {
             return;
         }
         let named = self.links.iter().filter(|(_, link)| link.greeted && link.origin);

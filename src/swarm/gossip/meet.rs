@@ -12,7 +12,7 @@ impl Node {
     /// Looks for an origin while there is none, and for neighbours while there are too few.
     pub(in crate::swarm) fn meet(&mut self) {
         // An origin is found; a replica of it looks for the others.
-        if (self.me.origin && self.replica.is_none()) || self.now < self.gossip.next_meet {
+        if self.signs_heads() || self.now < self.gossip.next_meet {
             return;
         }
         self.gossip.next_meet = self.now.plus(50_000);

@@ -14,10 +14,12 @@ impl Node {
         let index = segment.index % SEGMENTS_PER_CHUNK;
         let coming = self.store.taken(segment.chunk()).segment(index) != 0;
         let readable = self.me.origin && !self.provide.failed.contains_key(&segment.object);
+        let signs = self.signs_heads();
         let Some(link) = self.links.get_mut(&id) else { return };
-        // Two replicas that ask each other must not wait for each other.
-        let compares = self.replica.is_some() && link.origin;
-        if (coming || readable) && !compares && link.header_waits.len() < HEADER_WAITS {
+        // A replica asks before it reads. Only who signs may let it wait: another replica would ask it in turn, and a reader
+        // may await the header from that very replica.
+        let answers = signs || !link.origin;
+        if (coming || readable) && answers && link.header_waits.len() < HEADER_WAITS {
             if !link.header_waits.contains(&segment) {
                 link.header_waits.push(segment);
             }

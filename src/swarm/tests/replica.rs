@@ -74,6 +74,32 @@ fn two_replicas_do_not_wait_for_each_other() {
     assert!(outputs.contains(&Output::Send { link: origin, frame: Frame::NoHeader(SEGMENT) }), "{outputs:?}");
 }
 
+/// When an origin died that was to send a header, the reader asked the replica for it, which asked the reader, and both
+/// waited for three seconds.
+#[test]
+fn a_replica_and_a_reader_do_not_wait_for_each_others_header() {
+    let mut bench = Bench::new();
+    let [origin, replica] = [2, 3].map(|node| bench.link(node, true, vec![]));
+    bench.read_on();
+    let outputs = bench.frame(origin, Frame::Offer { id: 7, runs: vec![run(0, 2)] });
+    assert_eq!(asked(&outputs), [origin]);
+    bench.frame(replica, Frame::Offer { id: 7, runs: vec![run(2, 2)] });
+    assert_eq!(asked(&bench.give(Input::Closed { link: origin })), [replica]);
+    let outputs = bench.frame(replica, Frame::GetHeader(SEGMENT));
+    assert!(outputs.contains(&Output::Send { link: replica, frame: Frame::NoHeader(SEGMENT) }), "{outputs:?}");
+}
+
+#[test]
+fn a_replica_waits_for_what_the_origin_that_signs_has_yet_to_read() {
+    let mut bench = Bench { node: Node::new(Policy::with_budget(160 << 20), hello(1, true), 1, Time(0)), now: 0 };
+    let replica = bench.link(2, true, vec![]);
+    bench.give(Input::Resolved { object: SEGMENT.object, size: Some(SIZE) });
+    let outputs = bench.frame(replica, Frame::GetHeader(SEGMENT));
+    assert!(reads(&outputs) && !outputs.contains(&Output::Send { link: replica, frame: Frame::NoHeader(SEGMENT) }));
+    let outputs = bench.give(Input::Prepared { segment: SEGMENT, zero: 0 });
+    assert!(outputs.contains(&Output::SendHeader { link: replica, segment: SEGMENT }), "{outputs:?}");
+}
+
 #[test]
 fn only_a_whole_copy_speaks_for_a_version() {
     let (mut bench, ..) = replica_with(Some(SIZE));
