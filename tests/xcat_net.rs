@@ -390,8 +390,9 @@ fn four_originals_take_two_copies_at_most_and_four_mounts_beside_them_hardly_not
         left the origin, {originals:.2} of them for originals"
     );
     assert!(originals <= 2.0, "{originals:.2}");
-    // The mounts' own is one and some headers.
-    assert!(all <= originals + 1.1, "{all:.2}");
+    // Of originals the bytes are counted without TCP's headers, a twentieth more, and a link's with them. The mounts' own is
+    // one copy and some headers.
+    assert!(all <= 1.05 * originals + 1.1, "{all:.2}");
     assert!(ratio < 1.25, "{beside:?} instead of {alone:?}");
 }
 
