@@ -113,6 +113,10 @@ impl Run {
         self.first + self.count
     }
 
+    pub fn overlaps(self, other: Run) -> bool {
+        self.object == other.object && self.first < other.end() && other.first < self.end()
+    }
+
     pub fn blocks(self) -> impl Iterator<Item = BlockId> {
         (self.first..self.end()).map(move |index| BlockId { object: self.object, index })
     }
@@ -182,6 +186,18 @@ mod tests {
         assert_eq!(blocks_in(10 * block, 9 * block, u64::MAX), 9..10);
         assert_eq!(blocks_in(10 * block, 10 * block, 1), 0..0);
         assert_eq!(blocks_in(0, 0, 1), 0..0);
+    }
+
+    #[test]
+    fn runs_overlap_that_share_a_block() {
+        let run = |object, first, count| Run { object: ObjectId([object; 16]), first, count };
+        let middle = run(1, 4, 2);
+        for other in [run(1, 3, 2), run(1, 4, 1), run(1, 5, 9), run(1, 0, 64)] {
+            assert!(middle.overlaps(other) && other.overlaps(middle), "{other:?}");
+        }
+        for other in [run(1, 2, 2), run(1, 6, 2), run(2, 4, 2)] {
+            assert!(!middle.overlaps(other) && !other.overlaps(middle), "{other:?}");
+        }
     }
 
     #[test]

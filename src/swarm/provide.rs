@@ -132,7 +132,6 @@ impl Provide {
 
     /// Whether some of a run was sent within `fresh`.
     fn was_sent(&self, run: Run, now: Time, fresh: u64) -> bool {
-        let overlaps = |sent: &Run| sent.object == run.object && sent.first < run.end() && run.first < sent.end();
-        self.sent.iter().any(|(at, sent)| now.since(*at) < fresh && overlaps(sent))
+        self.sent.iter().any(|(at, sent)| now.since(*at) < fresh && sent.overlaps(run))
     }
 }

@@ -96,11 +96,7 @@ fn a_pull_is_not_told_before_it_is_answered() {
     let origin = bench.link(2, true, vec![]);
     let neighbour = bench.link(3, false, vec![run(0, 1024)]);
     let mut outputs = bench.give(Input::demand(run(0, 4), SIZE));
-    let pulled = outputs.iter().find_map(|output| match output {
-        Output::Send { link, frame: Frame::Want { transfer, .. } } if *link == origin => Some(*transfer),
-        _ => None,
-    });
-    let transfer = pulled.expect("the origin is asked for a block that a reader jumps to");
+    let transfer = pulled(&outputs, origin).expect("the origin is asked for a block that a reader jumps to");
     outputs.extend(bench.wait(100_000));
     assert_eq!(told(&outputs, neighbour), []);
     let offered = |output: &Output| matches!(output, Output::Send { frame: Frame::Offer { .. }, .. });
@@ -304,11 +300,8 @@ fn a_demand_that_was_given_up_is_asked_of_nobody() {
     let mut outputs = bench.drain();
     bench.link(2, true, vec![]);
     outputs.extend(bench.wait(50_000));
-    let wanted = outputs.iter().filter_map(|output| match output {
-        Output::Send { frame: Frame::Want { run, .. }, .. } => Some(*run),
-        _ => None,
-    });
-    assert_eq!(wanted.collect::<Vec<_>>(), [run(64, 4)]);
+    let wanted: Vec<Run> = wanted(outputs).into_iter().map(|(_, run)| run).collect();
+    assert_eq!(wanted, [run(64, 4)]);
 }
 
 #[test]
@@ -415,6 +408,15 @@ fn pulled(outputs: &[Output], from: LinkId) -> Option<u32> {
         Output::Send { link, frame: Frame::Want { transfer, .. } } if *link == from => Some(*transfer),
         _ => None,
     })
+}
+
+/// What is asked for, with the transfers that are to bring it.
+fn wanted(outputs: Vec<Output>) -> Vec<(u32, Run)> {
+    let wanted = outputs.into_iter().filter_map(|output| match output {
+        Output::Send { frame: Frame::Want { transfer, run, .. }, .. } => Some((transfer, run)),
+        _ => None,
+    });
+    wanted.collect()
 }
 
 /// Time passes, and a neighbour says all along that it is there.

@@ -17,7 +17,7 @@ impl Node {
         self.let_read_ahead_wait();
         let mut room = self.policy.pulls.saturating_sub(self.pulls_under_way());
         let piece = self.policy.piece(self.gossip.rate());
-        let served = self.requests.downloads.len() > self.pulls_under_way();
+        let offers_come = self.offers_come();
         for (index, demand) in self.requests.demands.clone().into_iter().enumerate() {
             for run in self.missing(demand.run) {
                 if room == 0 {
@@ -36,7 +36,7 @@ impl Node {
                 }
                 // And a piece at a time: what one neighbour owes nobody else brings. (A megabyte that the first of 32 readers at
                 // 25 Mbit/s pulled from the origin took 3.7 s, and everybody starved for it.)
-                if offered && served && self.is_pulled(demand.run) {
+                if offered && offers_come && self.is_pulled(demand.run) {
                     continue;
                 }
                 let count = if offered { run.count.min(piece) } else { run.count };
@@ -79,8 +79,9 @@ impl Node {
             // One pull shows whether the origin is there for this node alone.
             room = room.min(1usize.saturating_sub(pulled));
         }
-        if self.requests.downloads.len() > pulled {
-            // Offers come: only what they leave out is pulled, a little at a time, since the origin is everybody's.
+        let offers_come = self.offers_come();
+        if offers_come {
+            // Only what they leave out is pulled, a little at a time, since the origin is everybody's.
             room = room.min((self.policy.urgent as usize).saturating_sub(pulled));
         }
         let mut head = true;
@@ -107,7 +108,7 @@ impl Node {
                     let idle = self.requests.downloads.is_empty();
                     let patience = self.patience(idle);
                     // Whoever lives by pulls alone does not wait for each.
-                    let pulls_on = self.requests.starving && self.requests.downloads.len() == pulled;
+                    let pulls_on = self.requests.starving && !offers_come;
                     if !pulls_on && self.now.since(since) < patience {
                         return;
                     }
@@ -151,12 +152,16 @@ impl Node {
 
     /// Whether some of a run was asked for and is on its way.
     fn is_pulled(&self, run: Run) -> bool {
-        let overlaps = |other: &Run| other.object == run.object && other.first < run.end() && run.first < other.end();
-        self.requests.downloads.iter().any(|d| d.transfer & WANTED != 0 && overlaps(&d.run))
+        self.requests.downloads.iter().any(|d| d.transfer & WANTED != 0 && d.run.overlaps(run))
     }
 
     pub(super) fn pulls_under_way(&self) -> usize {
         self.requests.downloads.iter().filter(|d| d.transfer & WANTED != 0).count()
+    }
+
+    /// Whether something that was offered is on its way.
+    fn offers_come(&self) -> bool {
+        self.requests.downloads.iter().any(|d| d.transfer & WANTED == 0)
     }
 
     /// Asks one neighbour, or else an origin, for a run. False if nobody can be asked now.

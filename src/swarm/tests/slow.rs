@@ -68,15 +68,6 @@ fn who_starves_has_a_part_of_what_an_origin_sends_while_others_wait_for_first_co
     assert_eq!(sent_again(&mut bench, slow, 1..3), [1, 2], "nobody waits");
 }
 
-/// What is asked for, with the transfers that are to bring it.
-fn wanted(outputs: Vec<Output>) -> Vec<(u32, Run)> {
-    let wanted = outputs.into_iter().filter_map(|output| match output {
-        Output::Send { frame: Frame::Want { transfer, run, .. }, .. } => Some((transfer, run)),
-        _ => None,
-    });
-    wanted.collect()
-}
-
 /// All blocks of a transfer come.
 fn bring(bench: &mut Bench, link: LinkId, transfer: u32, run: Run) {
     bench.give(Input::Progress { link, transfer, bytes: 100 });
