@@ -14,6 +14,7 @@ use crate::wire::header::SegmentHeader;
 
 mod extent;
 
+pub use extent::Filling;
 use extent::{Extent, Pool};
 
 /// All segments that a node has something of.
@@ -30,7 +31,7 @@ pub struct Segment {
     extent: OnceLock<Extent>,
     /// Bit i: block i may be read. Set with release order after its bytes were written and checked.
     readable: AtomicU64,
-    huge: bool,
+    filling: Filling,
     pool: Arc<Pool>,
 }
 
@@ -45,11 +46,11 @@ static ZEROS: [u8; SEGMENT as usize] = [0; SEGMENT as usize];
 
 impl Cache {
     /// Makes room for a segment whose header was opened with the tree's key; one already here stays as it is. Its zero
-    /// blocks can be read at once. `whole` says that all its other blocks are on their way: it may be one huge page.
-    pub fn admit(&self, header: SegmentHeader, whole: bool) -> Arc<Segment> {
+    /// blocks can be read at once. `filling` says how its other blocks will come.
+    pub fn admit(&self, header: SegmentHeader, filling: Filling) -> Arc<Segment> {
         let mut segments = self.segments.write().expect("no holder of this lock panics");
         let entry = segments.entry(header.segment());
-        entry.or_insert_with(|| Arc::new(Segment::new(header, whole, self.pool.clone()))).clone()
+        entry.or_insert_with(|| Arc::new(Segment::new(header, filling, self.pool.clone()))).clone()
     }
 
     pub fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
@@ -73,10 +74,11 @@ impl Cache {
 }
 
 impl Segment {
-    fn new(header: SegmentHeader, whole: bool, pool: Arc<Pool>) -> Segment {
+    fn new(header: SegmentHeader, filling: Filling, pool: Arc<Pool>) -> Segment {
         let readable = AtomicU64::new(header.zero());
-        let huge = whole && header.zero() == 0 && header.blocks() == BLOCKS_PER_SEGMENT;
-        Segment { header, extent: OnceLock::new(), readable, huge, pool }
+        let full = header.zero() == 0 && header.blocks() == BLOCKS_PER_SEGMENT;
+        let filling = if full { filling } else { Filling::Part };
+        Segment { header, extent: OnceLock::new(), readable, filling, pool }
     }
 
     pub fn header(&self) -> &SegmentHeader {
@@ -125,7 +127,7 @@ impl Segment {
         let extent = match self.extent.get() {
             Some(extent) => extent,
             None => {
-                let fresh = self.pool.take(self.huge)?;
+                let fresh = self.pool.take(self.filling)?;
                 self.extent.get_or_init(|| fresh)
             }
         };
@@ -178,7 +180,7 @@ mod tests {
         let cache = Cache::default();
         let header = segment_of(&bytes);
         let id = header.segment();
-        let segment = cache.admit(header, true);
+        let segment = cache.admit(header, Filling::Whole);
         let zeros = cache.read(id, BLOCK..2 * BLOCK).expect("zero blocks are here with the header");
         assert!(cache.read(id, 0..1).is_none());
         assert!(!segment.fill(0, &bytes[BLOCK as usize..2 * BLOCK as usize]).unwrap());
@@ -196,7 +198,7 @@ mod tests {
         let cache = Cache::default();
         let header = segment_of(&bytes);
         let id = header.segment();
-        let segment = cache.admit(header, true);
+        let segment = cache.admit(header, Filling::Whole);
         for (index, block) in bytes.chunks(BLOCK as usize).enumerate() {
             assert!(segment.fill(index as u32, block).unwrap());
         }

@@ -497,7 +497,12 @@ impl Node {
         self.store.chunks()
     }
 
-    /// Whether the whole of a segment is on its way, so that it deserves a huge page.
+    /// Whether the network was seen to bring a whole segment in little time.
+    pub fn is_fast(&self) -> bool {
+        self.policy.is_fast(self.gossip.rate())
+    }
+
+    /// Whether the whole of a segment is on its way.
     pub fn wants_whole(&self, segment: SegmentId) -> bool {
         self.store.is_whole(segment)
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::Unavailable;
 use super::core::{Core, Errand};
+use crate::cache::Filling;
 use crate::catalogue::Page;
 use crate::chunk::{Run, segment_len};
 use crate::keys::SIGNATURE;
@@ -121,7 +122,12 @@ impl Core {
         let zero = header.zero();
         // A chunk that was dropped and begun anew in this batch must be out of the cache before.
         self.carry_all_out();
-        self.shared.cache.admit(header, self.node.wants_whole(id));
+        let filling = match (self.node.wants_whole(id), self.node.is_fast()) {
+            (false, _) => Filling::Part,
+            (true, false) => Filling::Whole,
+            (true, true) => Filling::AtOnce,
+        };
+        self.shared.cache.admit(header, filling);
         self.handle(Input::Header { segment: id, zero });
         self.waiting.wake(id, &self.shared);
         let held: Vec<_> =

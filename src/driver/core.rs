@@ -19,6 +19,7 @@ use super::rivals::Rivals;
 use super::upload::Upload;
 use super::waiting::Waiting;
 use super::{Command, Neighbour, ReadRange, Shared, Snapshot, Standing, Ticket, Unavailable, page_bytes};
+use crate::cache::Filling;
 use crate::catalogue::Page;
 use crate::chunk::{BLOCK, Run, SegmentId, blocks_in};
 use crate::net::channel::{Room, Suites};
@@ -466,7 +467,7 @@ impl Core {
         match result {
             Ok((header, bytes)) => {
                 let zero = header.zero();
-                let held = self.shared.cache.admit(header, true);
+                let held = self.shared.cache.admit(header, Filling::AtOnce);
                 if let Err(error) = held.fill_own(&bytes) {
                     tracing::error!(%error, "no memory for a segment");
                     let reason = PrepareError::Later { after_us: 1_000_000 };

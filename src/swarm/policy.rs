@@ -6,6 +6,8 @@ use crate::chunk::{BLOCK, BLOCKS_PER_CHUNK};
 const MS: u64 = 1_000;
 /// The weight of a whole piece.
 pub const WHOLE: usize = 8;
+/// Bytes a second from which on a network is fast.
+const FAST: u64 = 60_000_000;
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Policy {
@@ -203,8 +205,12 @@ impl Policy {
     /// Bytes that a link's kernel queue may hold unsent: control waits behind them, about a millisecond; on a fast link
     /// fewer would cost a wake-up for every few blocks.
     pub fn unsent(&self, rate: u64) -> u32 {
-        let [slow, fast] = self.unsent;
-        if rate < 60_000_000 { slow } else { fast }
+        self.unsent[usize::from(self.is_fast(rate))]
+    }
+
+    /// 480 Mbit/s and more; what was not measured yet is not.
+    pub fn is_fast(&self, rate: u64) -> bool {
+        rate >= FAST
     }
 
     /// How long the head of a window may be at no neighbour, at a rate in bytes a second; 0 is not measured yet.
@@ -282,7 +288,7 @@ fn known(rate: u64) -> u64 {
 fn by_rate<T>([slow, common, fast]: [T; 3], rate: u64) -> T {
     match rate {
         0..5_000_000 => slow,
-        5_000_000..60_000_000 => common,
+        5_000_000..FAST => common,
         _ => fast,
     }
 }

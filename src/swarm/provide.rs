@@ -22,7 +22,6 @@ mod send;
 /// the last of 32 readers at 25 Mbit/s 1 %, and a wake-up more for each 16 KiB; twice as many 0.3 % and late first blocks.)
 const SHORT_FRAME: u32 = 16 * 1024;
 const LONG_FRAME: u32 = crate::chunk::BLOCK;
-const FAST: u64 = 60_000_000;
 /// The part of an origin's first copies that it sends beside them to who keeps up and waits for what others have, and to who
 /// is slow; and bytes that are saved up of each. (With 16 and 16 the origin of 32 readers at 25 Mbit/s, on a machine that
 /// they kept busy, sent 1.10 copies instead of 1.08.)

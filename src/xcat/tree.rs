@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Filling};
 use crate::catalogue::Page;
 use crate::chunk::{CHUNK, ChunkId, ObjectId, SEGMENT, SegmentId};
 use crate::driver::{PageDone, ReadDone, ReadRange, ReaderId, Slices, Ticket, Unavailable, Wanted};
@@ -171,7 +171,7 @@ impl Shared {
     fn keep(&self, chunk: ChunkId, bytes: &[u8]) -> io::Result<()> {
         for (index, part) in (chunk.index * (CHUNK / SEGMENT)..).zip(bytes.chunks(SEGMENT as usize)) {
             let id = SegmentId { object: chunk.object, index };
-            self.cache.admit(SegmentHeader::sign(id, part, &self.key), true).fill_own(part)?;
+            self.cache.admit(SegmentHeader::sign(id, part, &self.key), Filling::AtOnce).fill_own(part)?;
         }
         let mut state = self.state();
         state.received += bytes.len() as u64;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use swarmfs::cache::Cache;
+use swarmfs::cache::{Cache, Filling};
 use swarmfs::catalogue::{Attributes, Built, Kind, Page, Row, Time, Xattr, build};
 use swarmfs::chunk::{BLOCK, ChunkId, ObjectId, SEGMENT, SegmentId, segment_len};
 use swarmfs::driver::{PageDone, ReadDone, ReadRange, ReaderId, Slices, Ticket, Unavailable, Wanted};
@@ -231,7 +231,7 @@ impl DiskNode {
             let id = SegmentId { object: range.object, index };
             let mut bytes = vec![0; segment_len(range.size, index) as usize];
             file.read_exact_at(&mut bytes, index as u64 * SEGMENT as u64).map_err(|_| Unavailable::Gone)?;
-            let segment = self.0.cache.admit(SegmentHeader::sign(id, &bytes, &self.0.key), true);
+            let segment = self.0.cache.admit(SegmentHeader::sign(id, &bytes, &self.0.key), Filling::AtOnce);
             for (block, bytes) in bytes.chunks(BLOCK as usize).enumerate() {
                 assert!(segment.fill(block as u32, bytes).unwrap(), "a file of the test changed unnoticed");
             }

@@ -1,6 +1,6 @@
 //! Uploads under way: whose turn it is, and the next frame.
 
-use super::{FAST, FOR_STARVING, LONG_FRAME, MOST_FOR_STARVING, SHORT_FRAME};
+use super::{FOR_STARVING, LONG_FRAME, MOST_FOR_STARVING, SHORT_FRAME};
 use crate::chunk::{BLOCKS_PER_CHUNK, BlockId, ChunkId, Run, SegmentId, block_len};
 use crate::swarm::bits::Bits;
 use crate::swarm::link::by_chunk;
@@ -74,7 +74,7 @@ impl Node {
     /// Of a link's first transfer that has a block here, so that one which waits for its own source does not hold up the
     /// others.
     pub(super) fn next_frame(&mut self, id: LinkId) -> Option<Transmit> {
-        let frame = if self.gossip.rate() > FAST { LONG_FRAME } else { SHORT_FRAME };
+        let frame = if self.is_fast() { LONG_FRAME } else { SHORT_FRAME };
         let origin = self.me.origin;
         let mut found = None;
         let (mut ended, mut whole) = (0, false);
