@@ -35,6 +35,13 @@ pub enum Filling {
     AtOnce,
 }
 
+impl Filling {
+    /// All of it is written before it is read, so that what another segment left in it does not matter.
+    fn is_whole(self) -> bool {
+        self != Filling::Part
+    }
+}
+
 struct Memory(NonNull<u8>);
 
 // SAFETY: the pointer is an own mapping, valid until it is unmapped in `drop`, and tied to no thread.
@@ -88,8 +95,8 @@ pub struct Pool {
 impl Pool {
     /// An extent for a segment.
     pub fn take(self: &Arc<Pool>, filling: Filling) -> std::io::Result<Extent> {
-        let any = filling != Filling::Part;
-        let idle = if any { self.idle.lock().expect("no holder of this lock panics").pop() } else { None };
+        let idle =
+            if filling.is_whole() { self.idle.lock().expect("no holder of this lock panics").pop() } else { None };
         let memory = match idle {
             Some(memory) => memory,
             None => {
@@ -132,10 +139,8 @@ impl Extent {
 
 impl Drop for Extent {
     fn drop(&mut self) {
-        // Memory is used again as it is: all blocks of whoever takes it are written before they are read. What was written in
-        // part only is not worth it.
-        let any = self.filling != Filling::Part;
-        if let (true, Some(memory)) = (any, self.memory.take()) {
+        // What was written in part has few pages that somebody else could save taking.
+        if let (true, Some(memory)) = (self.filling.is_whole(), self.memory.take()) {
             let mut idle = self.pool.idle.lock().expect("no holder of this lock panics");
             if idle.len() < IDLE {
                 idle.push(memory);
