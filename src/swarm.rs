@@ -6,7 +6,7 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `copies` how many have what, `prepare` what an origin reads for that, `replica` what one of several asks before,
+//! `copies` how many have what, `rear` who has fallen behind, `prepare` what an origin reads for that, `replica` what one of several asks before,
 //! `gossip` what nodes tell each other and how they meet, `trust` whom they go on dealing with, `pages` the catalogue's way
 //! through the swarm.
 
@@ -28,6 +28,7 @@ mod pages;
 mod policy;
 mod prepare;
 mod provide;
+mod rear;
 mod replica;
 mod request;
 #[cfg(test)]

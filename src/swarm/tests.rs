@@ -8,6 +8,7 @@ mod crowd;
 mod liars;
 mod meeting;
 mod racks;
+mod rear;
 mod replica;
 mod slow;
 

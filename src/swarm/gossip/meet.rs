@@ -28,7 +28,7 @@ impl Node {
                 self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
             }
         }
-        let mut wanted = self.links_by_now().saturating_sub(self.neighbour_links());
+        let mut wanted = (self.links_by_now() + self.links_to_catch_up()).saturating_sub(self.neighbour_links());
         if self.me.origin {
             wanted = 0;
         }

@@ -17,12 +17,9 @@ pub(super) struct Given {
 }
 
 impl Node {
-    /// What readers receive, of two the lower one: what a single peer says of itself must not shut the other out.
+    /// What readers receive.
     pub(super) fn median_rate(&self) -> u64 {
-        let read = |link: &&Link| link.greeted && link.known && !link.window.is_empty();
-        let mut rates: Vec<u64> = self.links.values().filter(read).map(|link| link.rate).collect();
-        rates.sort_unstable();
-        rates.get(rates.len().saturating_sub(1) / 2).copied().unwrap_or(0)
+        self.median(|link| link.rate)
     }
 
     /// An origin's choice: the lowest blocks that nobody has or awaits, to the neighbour with the fewest transfers.

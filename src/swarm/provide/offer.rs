@@ -64,7 +64,9 @@ impl Node {
     /// The neighbour that has least, and what to offer it: what it misses first, then some of the rest at random.
     pub(super) fn pick(&mut self, per_link: usize) -> Option<(LinkId, Vec<Run>)> {
         let mut best: Option<(u64, u32, LinkId)> = None;
+        let rear = self.rear();
         for (id, link) in &self.links {
+            let per_link = if link.progress() < rear { per_link + WHOLE } else { per_link };
             let open = link.greeted && link.known && !link.origin && link.room > 0 && !link.is_deaf(self.now);
             if !open || link.queue() >= per_link || link.window.is_empty() {
                 continue;
