@@ -6,9 +6,9 @@
 //! bytes: the driver keeps those, in the cache, exactly as long as this says.
 //!
 //! The parts: `keep` what is held and dropped, `request` what is wanted and from whom, `provide` what is sent to whom,
-//! `copies` how many have what, `rear` who has fallen behind, `prepare` what an origin reads for that, `replica` what one of several asks before,
-//! `gossip` what nodes tell each other and how they meet, `trust` whom they go on dealing with, `pages` the catalogue's way
-//! through the swarm.
+//! `copies` how many have what, `rear` who has fallen behind, `prepare` what an origin reads for that, `replica` what one
+//! of several asks before, `gossip` what nodes tell each other and how they meet, `trust` whom they go on dealing with,
+//! `pages` the catalogue's way through the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

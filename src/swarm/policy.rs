@@ -44,7 +44,7 @@ pub struct Policy {
     /// Blocks behind the median of its neighbours from which on each of them may have one transfer more for a reader: below
     /// 40 Mbit/s, below 480 Mbit/s, above. With 16 uploads ahead each neighbour shares its upload among ten, and whoever
     /// has only eight of them falls behind. (Without this and the links beyond the last of 32 readers at 25 Mbit/s took
-    /// 1.059 instead of 1.049 of the ideal time, the last of 128 1.137 instead of 1.082. At 100 Mbit/s it changes nothing.)
+    /// 1.059 instead of 1.049 of the ideal time, the last of 128 1.137 instead of 1.084. At 100 Mbit/s it changes nothing.)
     pub behind: [Option<u64>; 3],
     /// Transfers that a reader shows room for: below 40 Mbit/s, where each is long on its way, below 480 Mbit/s, above. (With
     /// 16 the last of 32 readers at 25 Mbit/s took 1.056 instead of 1.050 of the ideal time, with 12 it was 1.086.)

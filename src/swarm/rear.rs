@@ -14,16 +14,16 @@ impl Node {
         figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or(0)
     }
 
-    /// The place on the number line that most neighbours have long passed. Before it a reader is behind.
-    pub(super) fn rear(&self) -> u64 {
-        let behind = self.policy.behind(self.gossip.rate());
-        behind.map_or(0, |behind| self.median(Link::progress).saturating_sub(behind))
+    /// How far most neighbours have been for long: who is not is behind. None where nobody gets more for that.
+    pub(super) fn rear(&self) -> Option<u64> {
+        let behind = self.policy.behind(self.gossip.rate())?;
+        Some(self.median(Link::progress).saturating_sub(behind))
     }
 
     /// Links beyond those that a node opens anyway.
     pub(super) fn links_to_catch_up(&self) -> usize {
-        let rear = self.rear();
-        let is_behind = rear > 0 && !self.requests.window().is_empty() && self.progress() < rear;
+        let reads = !self.requests.window().is_empty();
+        let is_behind = reads && self.rear().is_some_and(|rear| self.progress() < rear);
         if is_behind { self.policy.links_to_catch_up } else { 0 }
     }
 

@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::lab::Patience;
 
-use super::{CHUNK, HEADER, Life, PORT, TRANSFER, header, hear, next, send};
+use super::{CHUNK, HEADER, Life, PORT, TRANSFER, header, hear, next, on_the_port, send};
 
 /// Chunks that it helps out with.
 const KEPT: usize = 6;
@@ -130,7 +130,7 @@ fn listen() -> TcpListener {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     // As the original's own Lisp does for listeners.
     socket.set_reuse_address(true).unwrap();
-    socket.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into()).unwrap();
+    on_the_port(|| socket.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into()));
     socket.listen(1).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket.into()

@@ -1,13 +1,13 @@
 //! Whoever answers every request at once, and wrongly.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::PORT;
+use super::{PORT, hear};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lie {
@@ -89,8 +89,7 @@ pub struct Liar {
 impl Liar {
     /// In the network that the calling thread is in. It answers these requests.
     pub fn start(lie: Lie, answers: impl Fn(&str) -> bool + Send + 'static) -> Liar {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let socket = hear();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::lab::swarm::{SOON, wait_until};
+
 pub mod client;
 pub mod liar;
 pub mod server;
@@ -52,9 +54,17 @@ impl Life {
     }
 }
 
+/// A socket on the originals' port. One that this process closed may live on for a moment: a program that another test is
+/// just starting has a copy of it until it runs.
+fn on_the_port<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    let bound = || Some(bind()).filter(|result| !result.as_ref().is_err_and(in_use));
+    wait_until(SOON, "the originals' port is free", bound).unwrap()
+}
+
 /// The port where everybody hears requests, shared with nobody.
 fn hear() -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("an original has the port for itself");
+    let socket = on_the_port(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)));
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     socket
 }

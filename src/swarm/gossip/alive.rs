@@ -86,8 +86,8 @@ impl Node {
         }
         if elapsed < MEASURED {
             // Pieces are short until the rate is known: that it rises must be seen soon on a fast link. (What was sent may not
-            // have left the kernel yet.) But what waited behind a lost packet comes all at once: later only as much counts
-            // as is fast for the whole time.
+            // have left the kernel yet.) But what came before and waited behind a lost packet is handed on at once: then only
+            // as much counts as would be fast for the whole time.
             let received = self.gossip.received * 1_000_000 / elapsed;
             let first = self.gossip.receive_rate == 0;
             let lasts = first || self.gossip.received * 1_000_000 / MEASURED >= FAST;

@@ -66,7 +66,8 @@ impl Node {
         let mut best: Option<(u64, u32, LinkId)> = None;
         let rear = self.rear();
         for (id, link) in &self.links {
-            let per_link = if link.progress() < rear { per_link + WHOLE } else { per_link };
+            let is_behind = rear.is_some_and(|rear| link.progress() < rear);
+            let per_link = if is_behind { per_link + WHOLE } else { per_link };
             let open = link.greeted && link.known && !link.origin && link.room > 0 && !link.is_deaf(self.now);
             if !open || link.queue() >= per_link || link.window.is_empty() {
                 continue;
