@@ -6,10 +6,11 @@ SBINDIR = /sbin
 UNITDIR = $(PREFIX)/lib/systemd/system
 DIR =
 ROWS =
-# Where cargo puts what it builds: below target/TARGET for another machine, `make TARGET=aarch64-unknown-linux-gnu`.
+# Where cargo puts what it builds, and below that TARGET for another machine, `make TARGET=aarch64-unknown-linux-gnu`.
+CARGO_TARGET_DIR ?= target
 TARGET =
-RUNNABLE = $(if $(TARGET),target/release,$(BUILT))
-BUILT = target/$(if $(TARGET),$(TARGET)/)release
+RUNNABLE = $(if $(TARGET),$(CARGO_TARGET_DIR)/release,$(BUILT))
+BUILT = $(CARGO_TARGET_DIR)/$(if $(TARGET),$(TARGET)/)release
 STATIC = $(shell uname -m)-unknown-linux-musl
 
 # Hosts in namespaces need root, or a user namespace in which one is root.
@@ -24,7 +25,7 @@ all:
 static: export CC_$(subst -,_,$(STATIC)) = $(CC)
 static:
 	$(MAKE) all TARGET=$(STATIC)
-	@echo target/$(STATIC)/release/swarmfs
+	@echo $(CARGO_TARGET_DIR)/$(STATIC)/release/swarmfs
 
 # For other machines. Each wants `rustup target add` for it and, to link, Debian's gcc-arm-linux-gnueabihf or
 # gcc-aarch64-linux-gnu with the C library that comes along (libc6-dev-armhf-cross, libc6-dev-arm64-cross).
@@ -42,7 +43,7 @@ aarch64:
 demo:
 	.ci/need demo
 	cargo build --release --bin swarmfs --example demo
-	$(AS_ROOT) target/release/examples/demo "$(DIR)"
+	$(AS_ROOT) $(CARGO_TARGET_DIR)/release/examples/demo "$(DIR)"
 
 test:
 	.ci/need test
