@@ -5,8 +5,8 @@
 //! racks` those named, in full; `-- ablation` one change of the policy after the other beside the policy as it is (`ablation crash`: in that row).
 //! `--only TEXT`, as often as you like, leaves the changes that hold it in their names.
 //! `--seeds N`, `--seed FIRST`, `--readers N`, `--mib N` and `--rate MBIT` change any of them; `--trace MS` shows how one
-//! run goes; `--fast` ends rows with slow readers when the fast ones are done, and counts copies until then: the slow ones read
-//! on for ten times as long. A row that falls short says so and fails nothing: figures are for people,
+//! run goes. Rows with slow readers end, and count copies, when the fast ones are done; `--slow` shows how long the slow ones
+//! read on, ten times as long at least. A row that falls short says so and fails nothing: figures are for people,
 //! `tests/sim/expected.txt` is for machines.
 
 // The simulator has more than these rows need.
@@ -67,8 +67,8 @@ struct Row {
     rate: u64,
     /// Milliseconds between two lines of a trace; none at 0.
     trace: u64,
-    /// It ends when the fast readers are done.
-    fast: bool,
+    /// The slow readers read on when the fast ones are done.
+    slow: bool,
     goal: Goal,
 }
 
@@ -84,7 +84,7 @@ fn rows() -> Vec<Row> {
         seed: 1,
         rate: mbit(1000),
         trace: 0,
-        fast: false,
+        slow: false,
         goal,
     };
     let egress = Goal { copies: Some(1.05), first: Some(100.0), ..Goal::default() };
@@ -185,6 +185,8 @@ struct Figures {
     /// Seconds that one reader takes.
     alone: f64,
     copies: f64,
+    /// Of a slow reader's time, the last one's; and copies until then.
+    slow: Option<(f64, f64)>,
     /// Milliseconds until the last reader's first block.
     first: f64,
     /// Bytes of control frames that a reader sent, of the file's.
@@ -228,31 +230,39 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
             world.at((rng.f64() * alone * 1e9) as u64, Fault::Crash(victim));
         }
     }
-    let is_slow =
-        |index: usize| matches!(row.kind, Kind::SlowDisks | Kind::SlowLinks) && (index - 1).is_multiple_of(10);
+    let has_slow = matches!(row.kind, Kind::SlowDisks | Kind::SlowLinks);
+    let is_slow = |index: usize| has_slow && (index - 1).is_multiple_of(10);
     let bound = SPREAD as f64 + 60.0 + alone * 20.0;
-    let unfinished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let copies = |world: &World| world.hosts[0].count.data_sent as f64 / size as f64;
+    let mut copies_by_then = None;
+    let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         if row.trace > 0 {
             trace(&mut world, row.trace * MS, (alone * 2e9) as u64);
         }
-        while row.fast && (1..=row.readers).any(|index| !is_slow(index) && !world.hosts[index].done()) {
+        while has_slow && (1..=row.readers).any(|index| !is_slow(index) && !world.hosts[index].done()) {
             assert!(world.now < (bound * 1e9) as u64, "the fast readers are done in time");
             world.run_until(world.now + 10 * MS);
         }
-        if !row.fast {
+        copies_by_then = has_slow.then(|| copies(&world));
+        if !has_slow || row.slow {
             world.run((bound * 1e9) as u64);
         }
     }))
-    .is_err();
-    if unfinished {
+    .is_ok();
+    if !finished && copies_by_then.is_none() {
         return Figures { time: f64::INFINITY, clock: clock.elapsed().as_secs_f64(), ..Figures::default() };
     }
+    let slow = (1..=row.readers)
+        .filter(|index| row.slow && is_slow(*index))
+        .map(|index| world.hosts[index].finishes.first().map_or(f64::INFINITY, |finish| *finish as f64 / 1e10 / alone));
+    let slow = Some((slow.fold(0.0, f64::max), copies(&world))).filter(|_| row.slow);
     let fast = || world.hosts.iter().enumerate().skip(1).filter(|(index, _)| !is_slow(*index)).map(|(_, host)| host);
     let times: Vec<f64> =
         fast().filter_map(|host| Some((host.finishes.first()? - host.setup.start) as f64 / 1e9)).collect();
-    let took = match row.kind {
-        Kind::SlowDisks | Kind::SlowLinks => times.iter().sum::<f64>() / times.len() as f64,
-        _ => times.iter().copied().fold(0.0, f64::max),
+    let took = if has_slow {
+        times.iter().sum::<f64>() / times.len() as f64
+    } else {
+        times.iter().copied().fold(0.0, f64::max)
     };
     let firsts = fast().flat_map(|host| {
         host.readers.iter().filter_map(|reader| Some((reader.first? - host.setup.start) as f64 / 1e6))
@@ -261,7 +271,8 @@ fn run(row: &Row, seed: u64, change: Change) -> Figures {
     Figures {
         time: took / alone,
         alone,
-        copies: world.hosts[0].count.data_sent as f64 / size as f64,
+        copies: copies_by_then.unwrap_or_else(|| copies(&world)),
+        slow,
         first: firsts.fold(0.0, f64::max),
         control: control as f64 / row.readers as f64 / size as f64,
         dropped: world.hosts.iter().map(|host| host.count.dropped_pieces).sum::<u64>() as f64 / row.readers as f64,
@@ -394,6 +405,9 @@ fn print_goals(rows: &[Row]) {
             cell(spread(runs, |run| run.first), goal.first, 0),
             runs.iter().map(|run| run.clock).sum::<f64>(),
         );
+        for (time, copies) in runs.iter().filter_map(|run| run.slow) {
+            println!("{:<29}{time:.3} of a slow one's time the last of those, {copies:.3} copies until then", "");
+        }
     };
     run_all(&jobs, print, &group);
 }
@@ -436,11 +450,11 @@ fn print_ablation(row: Row, only: &[String]) {
 
 fn main() {
     let (mut names, mut options, mut only) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut args, mut benched, mut fast) = (std::env::args().skip(1), false, false);
+    let (mut args, mut benched, mut slow) = (std::env::args().skip(1), false, false);
     while let Some(arg) = args.next() {
         match arg.strip_prefix("--") {
             Some("only") => only.extend(args.next()),
-            Some("fast") => fast = true,
+            Some("slow") => slow = true,
             Some(option @ ("seeds" | "seed" | "readers" | "mib" | "rate" | "trace")) => {
                 let Some(value) = args.next().and_then(|text| text.parse::<u64>().ok()).filter(|value| *value > 0)
                 else {
@@ -455,7 +469,7 @@ fn main() {
         }
     }
     let adjust = |mut row: Row| {
-        row.fast = fast && matches!(row.kind, Kind::SlowDisks | Kind::SlowLinks);
+        row.slow = slow && matches!(row.kind, Kind::SlowDisks | Kind::SlowLinks);
         for (option, value) in &options {
             match option.as_str() {
                 "seeds" => row.seeds = *value,
