@@ -56,7 +56,7 @@ impl Life {
 
 /// A socket on the originals' port. One that this process closed may live on for a moment: a program that another test is
 /// just starting has a copy of it until it runs.
-fn on_the_port<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+pub fn on_the_port<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
     let in_use = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
     let bound = || Some(bind()).filter(|result| !result.as_ref().is_err_and(in_use));
     wait_until(SOON, "the originals' port is free", bound).unwrap()
