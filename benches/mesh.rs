@@ -116,7 +116,7 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 55] = [
+const CHANGES: [(&str, Change); 56] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("racks are not known", |p| p.outside = p.links),
@@ -136,6 +136,7 @@ const CHANGES: [(&str, Change); 55] = [
     ("1 per link", |p| p.per_link = [1; 3]),
     ("nobody is behind", |p| p.behind = [None; 3]),
     ("no links to catch up", |p| p.links_to_catch_up = 0),
+    ("nobody regroups", |p| p.look = None),
     ("2 per link", |p| p.per_link = [2; 3]),
     ("4 per link", |p| p.per_link = [4; 3]),
     ("1 + 3 of the origin", |p| p.origin_uploads = [1; 3]),

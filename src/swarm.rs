@@ -593,7 +593,7 @@ impl Node {
             Frame::GetPage(hash) => self.on_get_page(id, hash),
             Frame::NoPage(hash) => self.on_no_page(id, hash),
             Frame::Ask { count } => self.on_ask(id, count),
-            Frame::Peers(peers) => self.learn_peers(peers),
+            Frame::Peers(peers) => self.on_peers(id, peers),
             Frame::Gone { object, reason } => self.on_gone(id, object, reason),
         }
     }

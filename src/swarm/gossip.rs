@@ -13,6 +13,7 @@ use super::link::by_chunk;
 use super::policy::WHOLE;
 use super::{LinkId, Node, Policy, Table, Time};
 use crate::chunk::{BLOCKS_PER_CHUNK, ChunkId, Run};
+use crate::wire::datagram::MAX_PEERS;
 use crate::wire::frame::{Frame, Hello, MAX_STATE_RUNS, NodeId, State};
 
 mod alive;
@@ -20,6 +21,7 @@ mod known;
 mod meet;
 mod rack;
 mod slide;
+mod stray;
 
 pub use rack::Subnet;
 use slide::slide;
@@ -29,6 +31,8 @@ const MAX_KNOWN: usize = 2048;
 /// Of how many of them one goes when another is to be remembered: to look through all for each who asks would be work
 /// that a stranger can have done.
 const COMPARED: usize = 8;
+/// Of how many neighbours those are chosen that are named to somebody.
+const RANKED: usize = 1024;
 /// Blocks between two positions that let one serve the other: half a cache of eight chunks.
 const NEAR: u64 = 4 * BLOCKS_PER_CHUNK as u64;
 pub const FIRST_JOIN: u64 = 100_000;
@@ -129,6 +133,11 @@ pub struct Gossip {
     asks: u32,
     next_ask: Time,
     next_meet: Time,
+    /// When this node looks next at whether its neighbours are of use, and the pause after it. If they are not, those whom
+    /// an origin has named since.
+    next_look: Time,
+    look_pause: u64,
+    leads: Option<Vec<NodeId>>,
     next_head: Time,
     /// The newest head that came. This node has that one, or is pinned to an older one.
     newest: u64,
@@ -167,6 +176,9 @@ impl Gossip {
             asks: 0,
             next_ask: now.plus(250_000),
             next_meet: first_join,
+            next_look: now,
+            look_pause: 0,
+            leads: None,
             next_head: now,
             newest: 0,
             asked_head: 0,
@@ -180,11 +192,12 @@ impl Gossip {
         }
     }
 
-    pub fn tables(&self, policy: &Policy) -> [Table; 3] {
+    pub fn tables(&self, policy: &Policy) -> [Table; 4] {
         // Of a chunk that is held, or was dropped since.
         let most = 2 * policy.budget_blocks as usize;
         [
             Table::new("peers known", self.known.len(), MAX_KNOWN),
+            Table::new("peers named to a stray", self.leads.as_ref().map_or(0, Vec::len), MAX_PEERS),
             Table::new("changes untold to neighbours", self.neighbours.changed.len(), most),
             Table::new("changes untold to origins", self.origins.changed.len(), most),
         ]

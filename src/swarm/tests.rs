@@ -11,6 +11,7 @@ mod racks;
 mod rear;
 mod replica;
 mod slow;
+mod stray;
 
 const SIZE: u64 = 64 << 20;
 

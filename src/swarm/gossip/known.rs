@@ -3,9 +3,11 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR};
-use crate::swarm::Node;
+use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR, RANKED};
+use crate::chunk::ChunkId;
+use crate::swarm::bits::Bits;
 use crate::swarm::link::Link;
+use crate::swarm::{LinkId, Node};
 use crate::wire::datagram::Peer;
 use crate::wire::frame::NodeId;
 
@@ -128,17 +130,41 @@ impl Node {
     /// Random neighbours of mine, for somebody who is new, those first that may have what it is
     /// at; and the origin, in case it has not found that by itself.
     pub(super) fn some_peers(&mut self, not: NodeId, at: SocketAddr, position: u64, count: usize) -> Vec<Peer> {
+        self.named_peers(not, at, count, |link| link.position.abs_diff(position) > NEAR)
+    }
+
+    /// The same for a neighbour: those first that have what it wants, and of those the ones that read themselves.
+    pub(super) fn peers_for(&mut self, id: LinkId, count: usize) -> Vec<Peer> {
+        let Some(link) = self.links.get(&id) else { return Vec::new() };
+        let (peer, addr, position) = (link.peer, link.addr, link.position);
+        let wanted: Vec<(ChunkId, Bits)> =
+            link.wants().map(|(chunk, range)| (chunk, range.minus(&link.taken(chunk)))).collect();
+        self.named_peers(peer, addr, count, move |link| {
+            let has = wanted.iter().any(|(chunk, bits)| !bits.and(&link.taken(*chunk)).is_empty());
+            let near = link.position.abs_diff(position) <= NEAR;
+            (!has, link.window.is_empty(), !near)
+        })
+    }
+
+    fn named_peers<R: Ord>(
+        &mut self,
+        not: NodeId,
+        at: SocketAddr,
+        count: usize,
+        rank: impl Fn(&Link) -> R,
+    ) -> Vec<Peer> {
         let peer = |link: &Link| Peer { node: link.peer, addr: link.addr };
         // Another host would find itself at this one's loopback.
         let of_use =
             |link: &&Link| link.greeted && link.peer != not && (at.ip().is_loopback() || !link.addr.ip().is_loopback());
         let origin = self.links.values().filter(of_use).find(|link| link.origin).map(peer);
         let count = count.saturating_sub(origin.is_some() as usize);
-        let near = |link: &Link| link.position.abs_diff(position) <= NEAR;
         let peers = self.links.values().filter(of_use).filter(|link| !link.origin && !link.hushed);
-        let (mut peers, mut far): (Vec<&Link>, Vec<&Link>) = peers.partition(|link| near(link));
+        let mut peers: Vec<&Link> = peers.collect();
         self.rng.shuffle(&mut peers);
-        self.rng.shuffle(&mut far);
-        origin.into_iter().chain(peers.into_iter().chain(far).take(count).map(peer)).collect()
+        // Of ten thousand some will do.
+        peers.truncate(RANKED);
+        peers.sort_by_cached_key(|link| rank(link));
+        origin.into_iter().chain(peers.into_iter().take(count).map(peer)).collect()
     }
 }

@@ -28,11 +28,16 @@ impl Node {
                 self.out.push_back(Output::Join { join: JoinAim::Unicast(addr) });
             }
         }
+        self.regroup();
         let mut wanted = (self.links_by_now() + self.links_to_catch_up()).saturating_sub(self.neighbour_links());
         if self.me.origin {
             wanted = 0;
         }
-        let is_wanted = |known: &Known| wanted > 0 || known.origin || (known.perhaps_origin && !self.has_origin());
+        let leads = self.leads();
+        let is_wanted = |node: &NodeId, known: &Known| {
+            let leads_on = leads.as_ref().is_none_or(|leads| leads.contains(node));
+            (wanted > 0 && leads_on) || known.origin || (known.perhaps_origin && !self.has_origin())
+        };
         let linked: BTreeSet<NodeId> = self.links.values().map(|link| link.peer).collect();
         let taken: BTreeSet<SocketAddr> = self.links.values().map(|link| link.addr).collect();
         let mut candidates: Vec<(NodeId, SocketAddr)> = self
@@ -40,7 +45,7 @@ impl Node {
             .known
             .iter()
             .filter(|(node, known)| {
-                is_wanted(known)
+                is_wanted(node, known)
                     && !linked.contains(node)
                     && !taken.contains(&known.addr)
                     && self.now >= known.next_try
@@ -115,10 +120,7 @@ impl Node {
     }
 
     pub(in crate::swarm) fn on_ask(&mut self, id: LinkId, count: u8) {
-        let Some(link) = self.links.get(&id) else { return };
-        let (peer, addr) = (link.peer, link.addr);
-        let position = link.position;
-        let peers = self.some_peers(peer, addr, position, (count as usize).min(MAX_PEERS));
+        let peers = self.peers_for(id, (count as usize).min(MAX_PEERS));
         self.send(id, Frame::Peers(peers));
     }
 
