@@ -31,8 +31,10 @@ const MAX_KNOWN: usize = 2048;
 /// Of how many of them one goes when another is to be remembered: to look through all for each who asks would be work
 /// that a stranger can have done.
 const COMPARED: usize = 8;
-/// Of how many neighbours those are chosen that are named to somebody.
-const RANKED: usize = 1024;
+/// Of how many neighbours those are chosen that are named to somebody, and by how many of the chunks that it wants next: who
+/// asks often must not keep an origin busy.
+const RANKED: usize = 256;
+const RANKED_BY: usize = 4;
 /// Blocks between two positions that let one serve the other: half a cache of eight chunks.
 const NEAR: u64 = 4 * BLOCKS_PER_CHUNK as u64;
 pub const FIRST_JOIN: u64 = 100_000;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR, RANKED};
+use super::{COMPARED, Gossip, Known, MAX_KNOWN, MAX_ORIGINS, NEAR, RANKED, RANKED_BY};
 use crate::chunk::ChunkId;
 use crate::swarm::bits::Bits;
 use crate::swarm::link::Link;
@@ -127,8 +127,8 @@ impl Node {
         self.gossip.known.keys().copied()
     }
 
-    /// Random neighbours of mine, for somebody who is new, those first that may have what it is
-    /// at; and the origin, in case it has not found that by itself.
+    /// Random neighbours of mine, for somebody who is new, those first that may have what it is at; and the origin, in case
+    /// it has not found that by itself.
     pub(super) fn some_peers(&mut self, not: NodeId, at: SocketAddr, position: u64, count: usize) -> Vec<Peer> {
         self.named_peers(not, at, count, |link| link.position.abs_diff(position) > NEAR)
     }
@@ -137,8 +137,9 @@ impl Node {
     pub(super) fn peers_for(&mut self, id: LinkId, count: usize) -> Vec<Peer> {
         let Some(link) = self.links.get(&id) else { return Vec::new() };
         let (peer, addr, position) = (link.peer, link.addr, link.position);
+        let lacks = |(chunk, range): (ChunkId, Bits)| (chunk, range.minus(&link.taken(chunk)));
         let wanted: Vec<(ChunkId, Bits)> =
-            link.wants().map(|(chunk, range)| (chunk, range.minus(&link.taken(chunk)))).collect();
+            link.wants().map(lacks).filter(|(_, bits)| !bits.is_empty()).take(RANKED_BY).collect();
         self.named_peers(peer, addr, count, move |link| {
             let has = wanted.iter().any(|(chunk, bits)| !bits.and(&link.taken(*chunk)).is_empty());
             let near = link.position.abs_diff(position) <= NEAR;
@@ -162,7 +163,6 @@ impl Node {
         let peers = self.links.values().filter(of_use).filter(|link| !link.origin && !link.hushed);
         let mut peers: Vec<&Link> = peers.collect();
         self.rng.shuffle(&mut peers);
-        // Of ten thousand some will do.
         peers.truncate(RANKED);
         peers.sort_by_cached_key(|link| rank(link));
         origin.into_iter().chain(peers.into_iter().take(count).map(peer)).collect()
