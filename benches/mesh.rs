@@ -116,9 +116,12 @@ fn short_rows() -> Vec<Row> {
 type Change = fn(&mut Policy);
 
 /// Changes of the policy, each alone; the first is none. One that costs nothing names a part that buys nothing.
-const CHANGES: [(&str, Change); 56] = [
+const CHANGES: [(&str, Change); 59] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
+    ("1 run an offer", |p| p.alternatives = 1),
+    ("both of these", |p| (p.herd, p.alternatives) = (true, 1)),
+    ("2 runs an offer", |p| p.alternatives = 2),
     ("racks are not known", |p| p.outside = p.links),
     ("crossing costs nothing", |p| p.crossing = 0),
     ("1 link outside", |p| p.outside = 1),

@@ -5,7 +5,7 @@ use crate::swarm::bits::Bits;
 use crate::swarm::link::{Link, Offer};
 use crate::swarm::policy::WHOLE;
 use crate::swarm::{LinkId, Node};
-use crate::wire::frame::{Frame, MAX_OFFER, WANTED};
+use crate::wire::frame::{Frame, WANTED};
 
 impl Node {
     /// Makes offers as long as slots are free and somebody wants what is here.
@@ -123,7 +123,7 @@ impl Node {
                 }
             }
         }
-        let sample = MAX_OFFER.min(rest.len());
+        let sample = self.policy.alternatives.min(rest.len());
         for index in 0..sample {
             let other = self.rng.usize(index..rest.len());
             rest.swap(index, other);
@@ -139,7 +139,7 @@ impl Node {
             .collect();
         sampled.sort_by_key(|(rank, _)| *rank);
         urgent.extend(sampled.into_iter().map(|(_, run)| run));
-        urgent.truncate(MAX_OFFER);
+        urgent.truncate(self.policy.alternatives);
         urgent
     }
 }
