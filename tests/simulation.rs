@@ -83,6 +83,9 @@ fn the_mesh_is_as_fast_as_expected() {
         (32, 64, 100),
         (32, 64, 300),
         (100, 32, 25),
+        (8, 256, 1000),
+        (32, 256, 1000),
+        (128, 128, 1000),
     ];
     let expected = include_str!("sim/expected.txt");
     let (mut table, mut differs) = (String::new(), false);
