@@ -385,7 +385,7 @@ impl Node {
         let same = |link: &&Link| !link.opened_by_me && link.addr.ip() == from.ip();
         let many = !from.ip().is_loopback() && self.links.values().filter(same).count() >= crowd;
         let crowded = many || self.comes_too_often(from.ip());
-        if crowded || (full && !self.close_a_silent_stranger()) {
+        if crowded || (full && !self.close_a_silent_stranger() && !self.close_a_useless_link()) {
             self.counters.crowded_connections += u64::from(crowded);
             return None;
         }

@@ -70,7 +70,7 @@ pub struct Policy {
     pub pinned: usize,
     /// Links a node keeps to other readers.
     pub links: usize,
-    /// Links beyond those that a reader who is so far behind opens, and keeps.
+    /// Links beyond those that a reader opens, and keeps, who is so far behind, or has strayed from its neighbours.
     pub links_to_catch_up: usize,
     /// How often a reader looks whether its neighbours are of use, if it does, and how seldom where it finds no others. (Without
     /// it 100 slow ones of 1,000 readers of 1 GiB were not done in three times their time; with it they take 1.00, and 1.03

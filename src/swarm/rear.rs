@@ -24,7 +24,7 @@ impl Node {
     pub(super) fn links_to_catch_up(&self) -> usize {
         let reads = !self.requests.window().is_empty();
         let is_behind = reads && self.rear().is_some_and(|rear| self.progress() < rear);
-        if is_behind { self.policy.links_to_catch_up } else { 0 }
+        if is_behind || self.has_strayed() { self.policy.links_to_catch_up } else { 0 }
     }
 
     /// How far this node is, as `Link::progress` says it of others.

@@ -101,6 +101,8 @@ pub struct Requests {
     orphan: Option<(BlockId, Time)>,
     /// The last such block had to be pulled: the next is pulled at once.
     starving: bool,
+    /// Pieces at no neighbour that an origin was asked for since this node last looked whether its neighbours are of use.
+    pub(super) left_out: u32,
 }
 
 impl Requests {

@@ -133,7 +133,7 @@ impl Node {
         self.named_peers(not, at, count, |link| link.position.abs_diff(position) > NEAR)
     }
 
-    /// The same for a neighbour: those first that have what it wants, and of those the ones that read themselves.
+    /// The same for a neighbour: those first that have what it wants first, and of those the ones that read themselves.
     pub(super) fn peers_for(&mut self, id: LinkId, count: usize) -> Vec<Peer> {
         let Some(link) = self.links.get(&id) else { return Vec::new() };
         let (peer, addr, position) = (link.peer, link.addr, link.position);
@@ -141,9 +141,9 @@ impl Node {
         let wanted: Vec<(ChunkId, Bits)> =
             link.wants().map(lacks).filter(|(_, bits)| !bits.is_empty()).take(RANKED_BY).collect();
         self.named_peers(peer, addr, count, move |link| {
-            let has = wanted.iter().any(|(chunk, bits)| !bits.and(&link.taken(*chunk)).is_empty());
+            let has = wanted.iter().position(|(chunk, bits)| !bits.and(&link.taken(*chunk)).is_empty());
             let near = link.position.abs_diff(position) <= NEAR;
-            (!has, link.window.is_empty(), !near)
+            (has.unwrap_or(wanted.len()), link.window.is_empty(), !near)
         })
     }
 

@@ -192,6 +192,7 @@ impl Node {
         }
         self.requests.next_want = (self.requests.next_want + 1) & !WANTED;
         self.send(id, Frame::Want { transfer, starving, run });
+        self.requests.left_out += u32::from(starving && !jumps && Some(id) == origin);
         // An origin refuses a crowd that begins what it reads on in; their headers alone would keep it busy. (With 100 readers
         // at 25 Mbit/s for a second.) They are asked for when it sends.
         if jumps || Some(id) != origin {
