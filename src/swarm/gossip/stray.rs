@@ -16,7 +16,8 @@ const SETTLED: u64 = 500_000;
 const LEFT_OUT: u32 = 2;
 
 impl Node {
-    /// Where few of its links are of use to a reader, or not for what comes next, it closes others and asks for new ones.
+    /// Where few of a reader's links are of use to it, or none for what comes next, it closes some of the others and asks for
+    /// new ones.
     pub(super) fn regroup(&mut self) {
         let Some([first, last]) = self.policy.look else { return };
         let is_left_out = self.requests.left_out >= LEFT_OUT;

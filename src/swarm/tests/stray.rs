@@ -83,7 +83,9 @@ fn a_reader_whom_all_its_neighbours_let_starve_asks_for_others_at_once() {
     let links: Vec<LinkId> = links.into_iter().chain([origin]).collect();
     live(&mut bench, &links, 1_000);
     bench.read_on();
-    [0, 100].map(|first| bench.give(Input::demand(run(first, 4), SIZE)));
+    for first in [0, 100] {
+        bench.give(Input::demand(run(first, 4), SIZE));
+    }
     let asked = |outputs: &[Output]| {
         let asks =
             |output: &Output| matches!(output, Output::Send { link, frame: Frame::Ask { .. } } if *link == origin);
