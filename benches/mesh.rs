@@ -120,7 +120,7 @@ const CHANGES: [(&str, Change); 59] = [
     ("as it is", |_| ()),
     ("lowest position first", |p| p.herd = true),
     ("1 run an offer", |p| p.alternatives = 1),
-    ("both of these", |p| (p.herd, p.alternatives) = (true, 1)),
+    ("1 run, lowest first", |p| (p.herd, p.alternatives) = (true, 1)),
     ("2 runs an offer", |p| p.alternatives = 2),
     ("racks are not known", |p| p.outside = p.links),
     ("crossing costs nothing", |p| p.crossing = 0),

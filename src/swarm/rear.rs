@@ -23,8 +23,8 @@ impl Node {
     /// Links beyond those that a node opens anyway.
     pub(super) fn links_to_catch_up(&self) -> usize {
         let reads = !self.requests.window().is_empty();
-        let is_behind = reads && self.rear().is_some_and(|rear| self.progress() < rear);
-        if is_behind || self.has_strayed() { self.policy.links_to_catch_up } else { 0 }
+        let is_behind = || self.rear().is_some_and(|rear| self.progress() < rear);
+        if reads && (self.has_strayed() || is_behind()) { self.policy.links_to_catch_up } else { 0 }
     }
 
     /// How far this node is, as `Link::progress` says it of others.

@@ -86,11 +86,6 @@ fn a_reader_whom_all_its_neighbours_let_starve_asks_for_others_at_once() {
     for first in [0, 100] {
         bench.give(Input::demand(run(first, 4), SIZE));
     }
-    let asked = |outputs: &[Output]| {
-        let asks =
-            |output: &Output| matches!(output, Output::Send { link, frame: Frame::Ask { .. } } if *link == origin);
-        outputs.iter().any(asks)
-    };
     let (mut starved, mut outputs) = (0, Vec::new());
     while starved < 2 {
         outputs = live(&mut bench, &links, 100);
@@ -100,7 +95,8 @@ fn a_reader_whom_all_its_neighbours_let_starve_asks_for_others_at_once() {
         assert!(bench.now < 3_000_000, "it asks for what no neighbour has");
     }
     outputs.extend(bench.wait(50_000));
-    assert!(asked(&outputs), "{outputs:?}");
+    let asks = |output: &Output| matches!(output, Output::Send { link, frame: Frame::Ask { .. } } if *link == origin);
+    assert!(outputs.iter().any(asks), "{outputs:?}");
     let peer = Peer { node: NodeId(80), addr: ([10, 0, 2, 80], 19024).into() };
     let mut outputs = bench.frame(origin, Frame::Peers(vec![peer]));
     outputs.extend(bench.wait(50_000));
